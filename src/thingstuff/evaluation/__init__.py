@@ -1,0 +1,1 @@
+"""Metrics as accumulators over Segments."""

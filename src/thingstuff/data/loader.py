@@ -1,0 +1,245 @@
+"""Batches for training and images for evaluation.
+
+Training sees one endless stream: a fresh shuffle of the data set for each epoch, one after the other, cut into steps. What a step holds
+follows from (seed, step) and what happens to an image from (seed, epoch, index of the image) alone, so neither the number of workers nor
+an interruption changes a run, and several processes share each step without talking to each other.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from thingstuff.data.records import InstanceDataset, Record
+from thingstuff.data.transforms import Augmentation, Sample, augment
+from thingstuff.errors import AnnotationError, ConfigError, ThingstuffError
+from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preprocessing, Targets, read_image
+
+ORDER, VIEW = 0, 1  # what a random state is for, so that no two uses share one
+
+
+class ImageCache:
+    """Decoded images kept in memory until `byte_limit` is full; 0 keeps none. Later images are read from disk each time."""
+
+    def __init__(self, byte_limit: int = 0, max_pixels: int = DEFAULT_MAX_PIXELS):
+        self.byte_limit = byte_limit
+        self.max_pixels = max_pixels
+        self.bytes_held = 0
+        self._images: dict[int, np.ndarray] = {}
+
+    def image_of(self, record: Record) -> np.ndarray:
+        """The record's pixels, height width 3, uint8 RGB; not to be written to.
+
+        Raises:
+            ImageError: the file can't be read.
+            AnnotationError: the record has no file, or another size than its file.
+        """
+        held = self._images.get(record.image_id)
+        if held is not None:
+            return held
+        if record.path is None:
+            raise AnnotationError(f"image {record.image_id}: has no file; open the data set with its images")
+        image = read_image(record.path, max_pixels=self.max_pixels)
+        if image.shape[:2] != record.size:
+            raise AnnotationError(
+                f"image {record.image_id}: {record.path} has height and width {image.shape[:2]}, its annotations say {record.size}"
+            )
+        if self.bytes_held + image.nbytes <= self.byte_limit:
+            self.bytes_held += image.nbytes
+            self._images[record.image_id] = image
+        return image
+
+
+class TrainingLoader:
+    """Augmented training batches, the same in every run with the same seed."""
+
+    def __init__(
+        self,
+        dataset: InstanceDataset,
+        augmentation: Augmentation,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        cache_bytes: int = 0,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ):
+        """
+        Args:
+            batch_size: images of one step in one process; a step is `batch_size * processes` images.
+            workers: processes that prepare batches beside the training; 0 prepares them in between.
+            rank: which of the `processes` this one is, from 0.
+            cache_bytes: decoded images kept in memory, by each worker of its own.
+        """
+        if not len(dataset):
+            raise AnnotationError(f"{dataset.source or 'the data set'}: holds no image to train on")
+        if batch_size < 1 or processes < 1 or not 0 <= rank < processes or workers < 0:
+            raise ConfigError(
+                f"need batch_size >= 1, workers >= 0 and 0 <= rank < processes, got {batch_size=}, {workers=}, {rank=}, {processes=}"
+            )
+        self.dataset, self.preprocessing = dataset, preprocessing
+        self.batch_size, self.seed, self.workers, self.rank, self.processes = batch_size, seed, workers, rank, processes
+        self._views = _Views(dataset, augmentation, preprocessing, seed, ImageCache(cache_bytes, max_pixels))
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps that show every image once; epochs need not end where a step does."""
+        return len(self.dataset) / (self.batch_size * self.processes)
+
+    def positions(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, index of the image) of each image of a step, this process's share alone."""
+        first = (step * self.processes + self.rank) * self.batch_size
+        epochs_and_places = [divmod(position, len(self.dataset)) for position in range(first, first + self.batch_size)]
+        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in epochs_and_places}}
+        return [(epoch, int(orders[epoch][place])) for epoch, place in epochs_and_places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, ORDER, epoch)).permutation(len(self.dataset))
+
+    def batches(self, start_step: int = 0) -> Iterator[tuple[ImageBatch, list[Targets]]]:
+        """The batches of steps start_step, start_step + 1, ... without end. Closing the iterator ends the workers.
+
+        Raises:
+            ImageError, AnnotationError: an image can't be read, or isn't what its annotations say; the file is named.
+        """
+        loader = DataLoader(
+            self._views,
+            batch_sampler=_Steps(self, start_step),
+            num_workers=self.workers,
+            collate_fn=list,  # plain arrays, which pass between processes without shared memory
+            generator=torch.Generator().manual_seed(self.seed),  # else the loader draws from, and so moves, the global one
+        )
+        for packed in loader:
+            samples = []
+            for item in packed:
+                if isinstance(item, ThingstuffError):
+                    raise item
+                samples.append(item.unpack())
+            yield collate(samples, self.preprocessing)
+
+
+def collate(samples: Sequence[Sample], preprocessing: Preprocessing) -> tuple[ImageBatch, list[Targets]]:
+    """Normalise and pad the samples' images to one batch, at the size they have."""
+    batch = preprocessing.batch([sample.image for sample in samples], resize=False)
+    return batch, [sample.targets for sample in samples]
+
+
+class _Steps(Sampler[list[tuple[int, int]]]):
+    def __init__(self, loader: TrainingLoader, start_step: int):
+        self.loader, self.start_step = loader, start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.start_step
+        while True:
+            yield self.loader.positions(step)
+            step += 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """A sample on its way between processes: eight mask pixels to a byte."""
+
+    image: np.ndarray
+    image_id: int
+    boxes: np.ndarray
+    classes: np.ndarray
+    bits: np.ndarray
+    is_crowd: np.ndarray
+
+    @classmethod
+    def pack(cls, sample: Sample) -> "_Packed":
+        targets = sample.targets
+        bits = np.packbits(targets.masks.numpy(), axis=-1)
+        return cls(sample.image, targets.image_id, targets.boxes.numpy(), targets.classes.numpy(), bits, targets.is_crowd.numpy())
+
+    def unpack(self) -> Sample:
+        height, width = self.image.shape[:2]
+        masks = np.unpackbits(self.bits, axis=-1, count=width).view(bool)
+        targets = Targets(
+            image_id=self.image_id,
+            size=(height, width),
+            boxes=torch.from_numpy(self.boxes),
+            classes=torch.from_numpy(self.classes),
+            masks=torch.from_numpy(masks),
+            is_crowd=torch.from_numpy(self.is_crowd),
+        )
+        return Sample(self.image, targets)
+
+
+class _Views(Dataset["_Packed | ThingstuffError"]):
+    """(epoch, index of the image) to an augmented view; errors come back as values, since workers garble those they raise."""
+
+    def __init__(
+        self, dataset: InstanceDataset, augmentation: Augmentation, preprocessing: Preprocessing, seed: int, cache: ImageCache
+    ):
+        self.dataset, self.augmentation, self.preprocessing, self.seed, self.cache = (
+            dataset,
+            augmentation,
+            preprocessing,
+            seed,
+            cache,
+        )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: tuple[int, int]) -> "_Packed | ThingstuffError":
+        epoch, image = index
+        record = self.dataset[image]
+        random = np.random.default_rng((self.seed, VIEW, epoch, image))
+        try:
+            pixels = self.cache.image_of(record)
+            return _Packed.pack(augment(pixels, record, self.augmentation, self.preprocessing, random))
+        except ThingstuffError as error:
+            return error
+
+
+class EvaluationLoader:
+    """The images of a data set in its order, at the network's input size; the next batch is prepared while one is in use."""
+
+    def __init__(
+        self,
+        dataset: InstanceDataset,
+        preprocessing: Preprocessing,
+        batch_size: int = 1,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ):
+        """
+        Args:
+            rank: which of the `processes` this one is, from 0; each sees every `processes`-th image.
+        """
+        if batch_size < 1 or processes < 1 or not 0 <= rank < processes:
+            raise ConfigError(f"need batch_size >= 1 and 0 <= rank < processes, got {batch_size=}, {rank=}, {processes=}")
+        self.records = dataset.records[rank::processes]
+        self.preprocessing, self.batch_size = preprocessing, batch_size
+        self._cache = ImageCache(0, max_pixels)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.records) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[tuple[Record, ...], ImageBatch]]:
+        """
+        Raises:
+            ImageError, AnnotationError: an image can't be read, or isn't what its annotations say; the file is named.
+        """
+        parts = [self.records[start : start + self.batch_size] for start in range(0, len(self.records), self.batch_size)]
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            coming = ahead.submit(self._prepare, parts[0]) if parts else None
+            for part, following in zip(parts, [*parts[1:], None], strict=True):
+                assert coming is not None
+                batch = coming.result()
+                coming = ahead.submit(self._prepare, following) if following else None
+                yield part, batch
+
+    def _prepare(self, records: tuple[Record, ...]) -> ImageBatch:
+        return self.preprocessing.batch([self._cache.image_of(record) for record in records])
