@@ -13,7 +13,7 @@ BLOCK = 512  # boxes compared with each other at a time; memory is BLOCK * boxes
 
 
 def nms(boxes: Float[Tensor, "boxes 4"], scores: Float[Tensor, " boxes"], iou_threshold: float) -> Int[Tensor, " kept"]:
-    """Indices of the boxes kept, by descending score; a box goes when its IoU with a kept one is strictly greater than the threshold.
+    """Indices of the boxes kept, by descending score; one goes when its IoU with a kept one is strictly above the threshold.
 
     Equal scores rank by index, lower first; a score of NaN ranks last. A box that is empty or has a coordinate of NaN neither
     suppresses nor is suppressed.
@@ -27,7 +27,7 @@ def batched_nms(
     groups: Int[Tensor, " boxes"],
     iou_threshold: float,
 ) -> Int[Tensor, " kept"]:
-    """`nms` within each group (class, level, image), boxes of different groups not competing; indices by descending score over all.
+    """`nms` within each group (class, level, image); the indices of all groups together, by descending score.
 
     Groups are compared as they are; coordinates are not moved apart, which would round them.
     """
