@@ -8,10 +8,10 @@ Size: an image smaller than MIN_SIDE is enlarged by a whole factor, so that outl
 legible; one longer than MAX_SIDE is reduced by a whole factor, since few viewers open more. `scale=1` keeps the image's own size.
 
 Colour: each thing gets the palette's colour least like its neighbours' colours and the image below it, so that touching objects
-differ and purple tissue gets no purple outline; each stuff class keeps one colour everywhere. The same input gives the same picture.
+differ and purple tissue gets no purple outline; each stuff class keeps one colour. The same input gives the same picture.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -87,7 +87,7 @@ def overlay(
         raise ConfigError(f"opacity must lie from 0 to 1, got {opacity}")
     scale = _fitting_scale(height, width) if scale is None else _checked_scale(scale)
     background = _scaled_image(image, scale)
-    shapes = list(_shapes(image, segments, scale, background.shape[0], background.shape[1]))
+    shapes = _shapes(image, segments, scale)
     picture = background.copy()
     if opacity > 0:
         for shape in shapes:
@@ -207,17 +207,12 @@ def _scaled_crop(mask: Mask, scale: Fraction) -> tuple[np.ndarray, int, int]:
     return (reduced if reduced.any() else covered > 0), left // factor, top // factor
 
 
-def _shapes(image: np.ndarray, segments: Segments, scale: Fraction, height: int, width: int) -> Iterator[_Shape]:
+def _shapes(image: np.ndarray, segments: Segments, scale: Fraction) -> list[_Shape]:
     """Every segment that has pixels, the largest first, so that small ones are painted over large ones."""
     areas = np.array([mask.area for mask in segments.masks], dtype=np.int64)
     colours = _colours(image, segments)
-    for index in np.lexsort((np.arange(len(areas)), -areas)):
-        if areas[index] == 0:
-            continue
-        crop, left, top = _scaled_crop(segments.masks[index], scale)
-        crop = crop[: height - top, : width - left]  # a reduced mask can stick out by the image's remainder
-        if crop.size:
-            yield _Shape(int(index), crop, left, top, colours[index])
+    order = (int(index) for index in np.argsort(-areas, kind="stable") if areas[index])
+    return [_Shape(index, *_scaled_crop(segments.masks[index], scale), colours[index]) for index in order]
 
 
 # Colours --------------------------------------------------------------------------------------------------------------
@@ -411,7 +406,7 @@ def _write_labels(picture: np.ndarray, segments: Segments, shapes: Sequence[_Sha
 def _label_place(
     shape: _Shape, size: tuple[int, int], taken: Sequence[Rectangle], others: Sequence[_Shape], height: int, width: int
 ) -> Rectangle | None:
-    """Where a label of (width, height) `size` goes: inside the picture, on no other label, and covering little of other shapes."""
+    """Where a label of (width, height) `size` goes: inside the picture, on no other label, covering little of other shapes."""
     label_width, label_height = size
     left, top, right, bottom = shape.box
     inside_x, inside_y = _deepest(shape)
