@@ -1,0 +1,4 @@
+"""Frozen values that every room passes on: images and batches, categories, masks, segments.
+
+Import them from their files; this package loads none of them by itself, because images.py needs torch and the others do not.
+"""

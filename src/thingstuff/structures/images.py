@@ -215,7 +215,7 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode not in ("LA", "PA", "RGBA") and "transparency" not in image.info:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
-    if rgba.getextrema()[3] == (255, 255):
+    if rgba.getchannel("A").getextrema() == (255, 255):
         return rgba.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
