@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thingstuff.errors import AnnotationError, ThingstuffError
+from thingstuff.errors import AnnotationError, ConfigError, ThingstuffError
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.segments import Segments
 
@@ -42,7 +42,7 @@ class ImageResults:
             raise AnnotationError(f"predictions of image {self.file_name or self.image_id}: {error}") from error
 
 
-def image_ids(file_names: Sequence[str]) -> list[ImageId]:
+def image_ids(file_names: Sequence[str]) -> list[int]:
     """An id for each image: the number in its name where every name is a number of its own, as COCO's are; else 1, 2, 3 ..."""
     stems = [Path(name).stem for name in file_names]
     if all(stem.isascii() and stem.isdigit() and len(stem) <= 15 for stem in stems) and len(set(map(int, stems))) == len(stems):
@@ -78,14 +78,19 @@ def document(segments: Segments, file_name: str) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON whole or not at all: a reader never sees half a file. The folder must exist."""
+    """Write JSON whole or not at all: a reader never sees half a file.
+
+    Raises:
+        ConfigError: the file can't be written.
+    """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         unfinished.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(unfinished, path)
-    finally:
+    except OSError as error:
         unfinished.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: can't be written ({error.strerror or error})") from error
 
 
 def read_document(path: str | Path) -> tuple[str, Segments]:

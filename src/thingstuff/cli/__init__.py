@@ -1,0 +1,70 @@
+"""The command `thingstuff`: parse, call one function, print.
+
+    thingstuff predict | evaluate | train | models
+
+Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 some inputs failed (each named), 2 wrong use,
+130 interrupted. Commands import torch when they need it, once their words are understood, so that `--help` answers at once.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from thingstuff import __version__
+from thingstuff.cli import evaluate, models, predict, train
+from thingstuff.errors import ThingstuffError
+
+DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (None: those of the process) and return its exit code."""
+    try:
+        given = _parser().parse_args(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return given.run(given)
+    except SystemExit as exit_:  # argparse has printed its help or its complaint
+        return exit_.code if isinstance(exit_.code, int) else WRONG_USE
+    except ThingstuffError as error:
+        print(f"thingstuff: {error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        print("thingstuff: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError" and not isinstance(
+            error, MemoryError
+        ):  # torch's, known without importing it
+            raise
+        print("thingstuff: out of memory; try a smaller --batch-size, smaller images or another --device", file=sys.stderr)
+        return SOME_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="thingstuff",
+        description="Instance segmentation from the command line: find objects, measure how well, train on your own data.",
+        epilog="`thingstuff COMMAND --help` explains a command. Exit codes: 0 done, 1 some inputs failed, 2 wrong use.",
+    )
+    parser.add_argument("--version", action="version", version=f"thingstuff {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (words, add_arguments, run) in {
+        "predict": ("find objects in images; write pictures and JSON", predict.add_predict_arguments, predict.run_predict),
+        "evaluate": (
+            "compare a model's or a file's predictions with the truth",
+            evaluate.add_evaluate_arguments,
+            evaluate.run_evaluate,
+        ),
+        "train": ("train a model on your own data", train.add_train_arguments, train.run_train),
+        "models": ("list the models that come with the package", models.add_models_arguments, models.run_models),
+    }.items():
+        command = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
+        add_arguments(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"thingstuff: warning: {message}", file=sys.stderr)

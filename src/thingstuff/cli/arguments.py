@@ -1,0 +1,71 @@
+"""What several commands accept, and how a command line's words become numbers."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    try:
+        number = int(text.replace("_", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie from 0 to 1")
+    return number
+
+
+def number_in(check: Callable[[float], bool], words: str) -> Callable[[str], float]:
+    """A number for which `check` holds; `words` say what that is."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not check(number):
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return number
+
+    return parse
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch-size", metavar="N", type=positive, default=1, help="images that run through the network together (1)"
+    )
+    parser.add_argument(
+        "--device", metavar="D", help='where the network runs, such as "cpu" or "cuda:1" (the GPU if there is one)'
+    )
+    parser.add_argument(
+        "--max-pixels",
+        metavar="N",
+        type=positive,
+        help="refuse images of more pixels; raise it for large scans you trust (200 million)",
+    )
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given, so that the others keep the callee's own values."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it: relative where it lies below the current folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
