@@ -16,7 +16,7 @@ MASK_RCNN_R50 = MaskRCNNConfig(BackboneConfig("resnet50", frozen_norms=True))
 MASK_RCNN_LITE0 = MaskRCNNConfig(
     BackboneConfig("tf_efficientnet_lite0"),
     channels=96,
-    anchor_sizes=(16, 32, 64, 128, 256),
+    anchor_sizes=(16.0, 32.0, 64.0, 128.0, 256.0),
     box_width=256,
     mask_convs=3,
     mask_channels=96,
@@ -29,7 +29,7 @@ MASK_RCNN_TINY = MaskRCNNConfig(
     BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)), ("stem_width", 8))),
     classes=3,
     channels=16,
-    anchor_sizes=(8, 16, 32, 64, 128),
+    anchor_sizes=(8.0, 16.0, 32.0, 64.0, 128.0),
     box_width=32,
     mask_convs=1,
     mask_channels=16,

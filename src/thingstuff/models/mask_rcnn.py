@@ -80,7 +80,7 @@ class MaskRCNNConfig:
     channels: int = 256  # of every FPN level
     neck_norm: Norm = Norm.NONE
     head_norm: Norm = Norm.NONE  # in the convolutions of the box and mask head
-    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)  # pixels, one per level P2..P6
+    anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, one per level P2..P6
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
     anchors_rounded: bool = False  # anchor corners to whole pixels
     anchor_stride_from_grid: bool = False  # stride = padded input size // grid size, which is not 64 everywhere at P6
@@ -101,7 +101,7 @@ class MaskRCNNConfig:
     roi_aligned: bool = True  # half-pixel correct; torchvision's weights were trained without
     level_canonical: tuple[float, int] = (224.0, 4)  # a box of this side is pooled from this level (Lin et al., equation 1)
     level_epsilons: tuple[float, float] = (1e-8, 0.0)  # within the logarithm, and added to it: peers differ at the borders
-    paste: PasteMode = PasteMode.GRID
+    paste: PasteMode = "grid"
     thresholds: Thresholds = Thresholds()
     sampling: Sampling = Sampling()
 

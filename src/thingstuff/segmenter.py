@@ -1,0 +1,194 @@
+"""The front door: a network with its categories and its image preprocessing, from a name or a file to segments.
+
+name or file -> load -> Segmenter; image -> Preprocessing -> ImageBatch -> network -> Segments
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import nn
+
+from thingstuff.checkpoints import load_foreign
+from thingstuff.checkpoints.files import is_own_format, read, save
+from thingstuff.errors import CheckpointError, ConfigError, ImageError, SizeError
+from thingstuff.structures.categories import Categories
+from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preprocessing, read_image
+from thingstuff.structures.segments import Segments
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+Images = Sequence[Any]  # anything read_image takes
+
+
+class Segmenter:
+    """A network ready to use, in evaluation mode on its device.
+
+    Args:
+        model: answers ``model(images)`` and ``model.segments(predictions, sizes, categories, thresholds)``.
+        categories: what the model's classes mean.
+        preprocessing: how an image becomes the network's input.
+        name: for people: the bundled name or the file it came from.
+    """
+
+    def __init__(self, model: nn.Module, categories: Categories, preprocessing: Preprocessing, name: str = ""):
+        self.model = model.eval()
+        self.categories = categories
+        self.preprocessing = preprocessing
+        self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Segmenter":
+        self.model.to(device)
+        return self
+
+    @overload
+    def predict(self, images: str | Path | bytes | np.ndarray | torch.Tensor, **options: Any) -> Segments: ...
+    @overload
+    def predict(self, images: Images, **options: Any) -> list[Segments]: ...
+
+    def predict(
+        self,
+        images: Any,
+        score_threshold: float = 0.5,
+        max_detections: int | None = None,
+        batch_size: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> Segments | list[Segments]:
+        """Segments of one image, or a list of them for a list or tuple of images, in pixels of the original image.
+
+        Args:
+            images: a path, encoded bytes, PIL image, array or tensor; or a list or tuple of these.
+            score_threshold: keep segments scored higher, from 0 to 1.
+            max_detections: at most so many an image; None: as the model says.
+            batch_size: images that run through the network together.
+            max_pixels: refuse larger images.
+
+        Raises:
+            ImageError: an image can't be read, or is larger than ``max_pixels``.
+            ConfigError: a threshold outside its range.
+        """
+        if not isinstance(images, list | tuple):
+            return self.predict([images], score_threshold, max_detections, 1, max_pixels)[0]
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        result: list[Segments] = []
+        for start in range(0, len(images), batch_size):
+            pictures = [read_image(source, max_pixels=max_pixels) for source in images[start : start + batch_size]]
+            batch = self.preprocessing.batch(pictures)
+            found = self.segment(batch, score_threshold=score_threshold, max_detections=max_detections)
+            result += [replace(segments, image=picture) for segments, picture in zip(found, pictures, strict=True)]
+        return result
+
+    def stream(
+        self,
+        sources: Iterable[Any],
+        score_threshold: float = 0.5,
+        max_detections: int | None = None,
+        batch_size: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> Iterator[tuple[Any, Segments | ImageError]]:
+        """Each source with its segments, in order; what can't be read comes back as its error and the rest go on.
+
+        A thread reads and resizes the next batch while the network works on this one.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+
+        def read_batch(chunk: list[Any]) -> tuple[list[Any], list[np.ndarray], ImageBatch | None]:
+            pictures: list[Any] = []
+            for source in chunk:
+                try:
+                    pictures.append(read_image(source, max_pixels=max_pixels))
+                except ImageError as error:
+                    pictures.append(error)
+            readable = [picture for picture in pictures if not isinstance(picture, ImageError)]
+            return pictures, readable, self.preprocessing.batch(readable) if readable else None
+
+        def results(chunk: list[Any], future: Future) -> Iterator[tuple[Any, Segments | ImageError]]:
+            pictures, readable, batch = future.result()
+            found = iter(self.segment(batch, score_threshold=score_threshold, max_detections=max_detections) if batch else ())
+            for source, picture in zip(chunk, pictures, strict=True):
+                yield source, picture if isinstance(picture, ImageError) else replace(next(found), image=picture)
+
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            waiting: tuple[list[Any], Future] | None = None
+            remaining = iter(sources)
+            while chunk := list(islice(remaining, batch_size)):
+                ahead = (chunk, reader.submit(read_batch, chunk))
+                if waiting:
+                    yield from results(*waiting)
+                waiting = ahead
+            if waiting:
+                yield from results(*waiting)
+
+    @torch.inference_mode()
+    def segment(self, batch: ImageBatch, **overrides: Any) -> list[Segments]:
+        """Segments of images already read and resized, at the model's own thresholds unless overridden.
+
+        Args:
+            batch: what ``preprocessing.batch`` gives.
+            overrides: ``score_threshold``, ``max_detections``, ``thresholds`` (all numbers of the model at once).
+        """
+        batch = batch.to(self.device)
+        return self.model.segments(self.model(batch.pixels), batch.sizes, self.categories, self.thresholds(**overrides))  # type: ignore[operator]
+
+    def thresholds(
+        self, score_threshold: float | None = None, max_detections: int | None = None, thresholds: Any = None
+    ) -> Any:
+        """The model's test-time numbers with some of them replaced."""
+        limits = thresholds or self.model.config.thresholds  # type: ignore[union-attr]
+        if score_threshold is not None:
+            if not 0 <= score_threshold <= 1:
+                raise ConfigError(f"score_threshold must lie from 0 to 1, got {score_threshold}")
+            limits = replace(limits, score=score_threshold)
+        if max_detections is not None:
+            if max_detections < 1:
+                raise ConfigError(f"max_detections must be at least 1, got {max_detections}")
+            limits = replace(limits, detections=max_detections)
+        return limits
+
+    def save(self, path: str | Path, half: bool = False, **notes: str) -> None:
+        """Write one safetensors file that ``load`` needs nothing else for; ``half`` stores 16-bit floats; ``notes`` are kept as text."""
+        save(path, self.model, self.categories, self.preprocessing, half=half, notes=notes)
+
+    def __repr__(self) -> str:
+        return f"Segmenter({self.name or type(self.model).__name__}, {len(self.categories)} categories, {self.device})"
+
+
+def bundled_models() -> dict[str, Path]:
+    """Names and files of the models that come with the package."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
+
+
+def load(name_or_path: str | Path, device: str | torch.device | None = None) -> Segmenter:
+    """A bundled model by name, or any supported checkpoint by its file alone: family, layout, depth and classes are found in it.
+
+    Args:
+        name_or_path: ``"nuclei"``, or a file written by thingstuff, torchvision, detectron2 or MMDetection.
+        device: where the network runs; None: the GPU if there is one, else the CPU.
+
+    Raises:
+        CheckpointError: there is no such file, it is unsafe or broken, or no known family fits it exactly.
+        ConfigError: the device is not available.
+    """
+    path = bundled_models().get(str(name_or_path), Path(name_or_path))
+    if not path.exists():
+        names = ", ".join(bundled_models()) or "none"
+        raise CheckpointError(f"{name_or_path} is neither a bundled model ({names}) nor a file")
+    model, categories, preprocessing = read(path) if is_own_format(path) else load_foreign(path)
+    if len(categories) != model.config.classes:  # type: ignore[union-attr]
+        raise SizeError(f"{path}: {len(categories)} categories for {model.config.classes} classes")  # type: ignore[union-attr]
+    try:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device} is not available: {error}") from error
+    return Segmenter(model, categories, preprocessing, name=str(name_or_path))

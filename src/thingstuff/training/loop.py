@@ -1,0 +1,394 @@
+"""Training: batches in, weights, a log and pictures out. No branch per model: a model gives a dict of named losses.
+
+batches -> losses -> gradients, clipped -> AdamW -> averaged weights -> validation: AP and pictures -> best and last checkpoint
+
+A run is a folder: `recipe.json`, `log.csv`, `log.jsonl`, `state.pt` to resume from, `last.safetensors`, `best.safetensors` and `pictures/`.
+What a step does follows from the recipe and the state before it alone, so that a run killed and resumed on a CPU ends in the same bits.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from thingstuff import visuals
+from thingstuff.checkpoints.backbone_weights import load_backbone_weights
+from thingstuff.data.folders import open_dataset
+from thingstuff.data.loader import TrainingLoader
+from thingstuff.data.records import InstanceDataset, Record
+from thingstuff.errors import ConfigError, ImageError, TrainingError
+from thingstuff.evaluation.average_precision import AveragePrecision
+from thingstuff.models.catalog import CATALOG
+from thingstuff.segmenter import Segmenter, load
+from thingstuff.structures.images import Targets
+from thingstuff.structures.segments import Segments
+from thingstuff.training.recipe import Recipe
+
+LOWEST_SCORE = 0.05  # of segments that validation looks at
+
+
+@dataclass
+class State:
+    """What a run has besides its recipe and weights: how far it is, and what it found best."""
+
+    step: int = 0
+    best_ap: float = -1.0
+    best_step: int = -1
+
+
+def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
+    """Train a model and return its last validation; everything else is in the recipe's folder.
+
+    Args:
+        resume: go on with the run in the recipe's folder; where it holds none yet, start.
+
+    Raises:
+        TrainingError: a loss is not finite, the folder holds another run, or the data has no object to learn from.
+        AnnotationError, ImageError: the data is broken; the file and the id are named.
+        ConfigError: the model's name is unknown, or a number is out of range.
+    """
+    accelerator = Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
+    torch.manual_seed(recipe.seed)
+    training_data, validation_data = _open_data(recipe)
+    segmenter = _build(recipe, training_data)
+    folder = _prepare_folder(recipe, resume)
+
+    losses = _Losses(segmenter.model)
+    average = deepcopy(segmenter.model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(_parameter_groups(segmenter.model, recipe.weight_decay), lr=recipe.learning_rate)
+    losses, optimizer = accelerator.prepare(losses, optimizer)
+    average.to(accelerator.device)
+    state = _resume(folder, accelerator, segmenter.model, average, optimizer) if resume else State()
+    averaged = Segmenter(average, segmenter.categories, segmenter.preprocessing, name=recipe.model)
+
+    loader = TrainingLoader(
+        training_data,
+        recipe.augmentation,
+        segmenter.preprocessing,
+        recipe.batch_size,
+        seed=recipe.seed,
+        workers=recipe.workers,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        cache_bytes=recipe.cache_megabytes * 2**20,
+    )
+    log = _Log(folder, state.step)
+    bar = tqdm(total=recipe.steps, initial=state.step, desc="train", disable=not accelerator.is_main_process, dynamic_ncols=True)
+    weights = dict(recipe.loss_weights)
+    result: dict[str, Any] = {}
+    batches = loader.batches(state.step * recipe.accumulate)
+    segmenter.model.train()
+    while state.step < recipe.steps:
+        rate = recipe.learning_rate_at(state.step, accelerator.num_processes)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        shown: dict[str, float] = {}
+        for part, (batch, targets) in enumerate(islice(batches, recipe.accumulate)):
+            torch.manual_seed(_seed_of(recipe.seed, state.step, part, accelerator.process_index))  # sampling of anchors and RoIs
+            with accelerator.accumulate(losses):
+                terms = losses(batch.pixels.to(accelerator.device), [target.to(accelerator.device) for target in targets])
+                values = _finite(terms, targets, state.step)
+                unknown = weights.keys() - terms.keys()
+                if unknown:
+                    raise ConfigError(f"loss_weights names {sorted(unknown)}; the losses of {recipe.model} are {sorted(terms)}")
+                accelerator.backward(sum(weights.get(name, 1.0) * term for name, term in terms.items()))
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(losses.parameters(), recipe.clip_gradient)
+                optimizer.step()
+                optimizer.zero_grad()
+            for name, value in values.items():
+                shown[name] = shown.get(name, 0.0) + value / recipe.accumulate
+        state.step += 1
+        _move_average(average, segmenter.model, recipe.ema, state.step)
+
+        total = sum(weights.get(name, 1.0) * value for name, value in shown.items())
+        log.add({"step": state.step, "learning_rate": rate, "loss": total, **shown})
+        bar.update()
+        bar.set_postfix({"loss": f"{total:.3f}"} | {name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+
+        last = state.step == recipe.steps
+        if state.step % recipe.validate_every == 0 or last:
+            result = _validate(averaged, validation_data, recipe, folder, state.step)
+            _note_validation(result, state, averaged, recipe, folder, log, bar, accelerator)
+        if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last):
+            averaged.save(folder / "last.safetensors", notes=_notes(recipe, state))
+            log.flush()
+            _save_state(folder, state, accelerator, segmenter.model, average, optimizer)
+    bar.close()
+    if not result and (folder / "validation.json").exists():  # nothing was left to do
+        result = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
+    return result
+
+
+class _Losses(nn.Module):
+    """A model whose forward gives its losses, so that data-parallel wrappers work."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
+        return self.model.losses(images, targets)  # type: ignore[operator]
+
+
+def _open_data(recipe: Recipe) -> tuple[InstanceDataset, InstanceDataset | None]:
+    folder = Path(recipe.data)
+    has_splits = folder.is_dir() and not (recipe.split is None and not (folder / "instances_train.json").exists())
+    training = open_dataset(folder, recipe.split or "train") if has_splits else open_dataset(folder)
+    if not any(not found.is_crowd for record in training for found in record.objects):
+        raise TrainingError(f"{training.source}: holds no object that is not a crowd, so there is nothing to learn")
+    if recipe.validation_data:
+        validation: InstanceDataset | None = open_dataset(recipe.validation_data, recipe.validation_split)
+    elif recipe.validation_split or (has_splits and (folder / "instances_val.json").exists()):
+        validation = open_dataset(folder, recipe.validation_split or "val")
+    else:
+        validation = None
+    if validation is not None and validation.categories.ids != training.categories.ids:
+        raise TrainingError(
+            f"{validation.source} has the category ids {list(validation.categories.ids)}, "
+            f"{training.source} has {list(training.categories.ids)}; both must have the same, in the same order"
+        )
+    if validation is not None and recipe.validation_images is not None:
+        validation = replace(validation, records=validation.records[: recipe.validation_images])
+    return training, validation
+
+
+def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
+    """A new model with the data's classes, or a checkpoint that has the same categories."""
+    if recipe.model in CATALOG:
+        model_class, config, preprocessing = CATALOG[recipe.model]
+        model = model_class(replace(config, classes=len(data.categories)))
+        segmenter = Segmenter(model, data.categories, preprocessing, name=recipe.model)
+    elif Path(recipe.model).exists():
+        segmenter = load(recipe.model, device="cpu")
+        if segmenter.categories.ids != data.categories.ids:
+            raise TrainingError(
+                f"{recipe.model} knows the category ids {list(segmenter.categories.ids)}, {data.source} has {list(data.categories.ids)}; "
+                f"train a model of the catalog ({', '.join(CATALOG)}) instead"
+            )
+    else:
+        raise ConfigError(f"{recipe.model} is neither a file nor a model to train; these are: {', '.join(CATALOG)}")
+    if recipe.short_side or recipe.long_side:
+        old = segmenter.preprocessing
+        short = recipe.short_side or old.short_side
+        long = recipe.long_side or max(old.long_side, short)
+        segmenter.preprocessing = replace(old, short_side=short, long_side=long)
+    if recipe.backbone_weights:
+        load_backbone_weights(segmenter.model.backbone, recipe.backbone_weights)  # type: ignore[arg-type]
+    return segmenter
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},  # biases and norms
+    ]
+
+
+def _seed_of(seed: int, step: int, part: int, process: int) -> int:
+    return (seed * 1_000_003 + step) * 1009 + part * 101 + process
+
+
+def _finite(terms: dict[str, Tensor], targets: list[Targets], step: int) -> dict[str, float]:
+    """The losses as numbers.
+
+    Raises:
+        TrainingError: some are not finite; names them and the images.
+    """
+    values = dict(zip(terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True))
+    broken = {name: value for name, value in values.items() if not -float("inf") < value < float("inf")}
+    if broken:
+        names = ", ".join(f"{name} is {value}" for name, value in broken.items())
+        images = ", ".join(str(target.image_id) for target in targets)
+        raise TrainingError(
+            f"step {step}: loss {names} on the images with id {images}; look at their annotations, "
+            "or lower the learning rate or the gradient's clipping norm"
+        )
+    return values
+
+
+@torch.no_grad()
+def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of the weights; young averages forget faster, so that the start does not linger."""
+    decay = min(decay, (1 + step) / (10 + step))
+    now = model.state_dict()
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(now[name].to(value.dtype), 1 - decay)
+        else:
+            value.copy_(now[name])
+
+
+def _validate(
+    segmenter: Segmenter, data: InstanceDataset | None, recipe: Recipe, folder: Path, step: int
+) -> dict[str, Any]:
+    """AP of the averaged weights on the validation split, and pictures of its first images. Empty without such data."""
+    if data is None:
+        return {}
+    precision = AveragePrecision(data, recipe.max_detections)
+    segmenter.model.eval()
+    with torch.random.fork_rng(devices=[]):
+        for index, (record, segments) in enumerate(
+            tqdm(_predictions(segmenter, data, recipe), total=len(data), desc="validate", leave=False, dynamic_ncols=True)
+        ):
+            precision.update(record.image_id, segments)
+            if index < recipe.pictures and segments.image is not None:
+                pictures = folder / "pictures"
+                pictures.mkdir(exist_ok=True)
+                clear = segments.above(0.5)
+                truth = _truth(record, data)
+                visuals.save(
+                    pictures / f"step_{step:06d}_{record.image_id}.png", visuals.side_by_side(segments.image, clear, truth)
+                )
+    return precision.compute()
+
+
+def _predictions(segmenter: Segmenter, data: InstanceDataset, recipe: Recipe) -> Iterator[tuple[Record, Segments]]:
+    paths = [record.path for record in data]
+    stream = segmenter.stream(paths, score_threshold=LOWEST_SCORE, max_detections=recipe.max_detections)
+    for record, (_, segments) in zip(data, stream, strict=True):
+        if isinstance(segments, ImageError):
+            raise segments
+        yield record, segments
+
+
+def _truth(record: Record, data: InstanceDataset) -> Segments:
+    objects = [found for found in record.objects if not found.is_crowd]
+    return Segments.of(
+        size=record.size,
+        categories=data.categories,
+        classes=[found.class_ for found in objects],
+        scores=[1.0] * len(objects),
+        boxes=[found.box for found in objects],
+        masks=[found.mask for found in objects],
+    )
+
+
+def _note_validation(
+    result: dict[str, Any],
+    state: State,
+    averaged: Segmenter,
+    recipe: Recipe,
+    folder: Path,
+    log: "_Log",
+    bar: tqdm,
+    accelerator: Accelerator,
+) -> None:
+    if not result or not accelerator.is_main_process:
+        return
+    ap = result["mask"]["AP"] or 0.0
+    log.add({"step": state.step, "box_AP": result["box"]["AP"], **{f"mask_{k}": v for k, v in result["mask"].items()}})
+    bar.write(f"step {state.step}: mask AP {ap:.4f}, AP50 {result['mask']['AP50'] or 0:.4f}, box AP {result['box']['AP'] or 0:.4f}")
+    if ap > state.best_ap:
+        state.best_ap, state.best_step = ap, state.step
+        averaged.save(folder / "best.safetensors", notes=_notes(recipe, state))
+    _write(folder / "validation.json", json.dumps({"step": state.step, **result}, indent=1))
+
+
+def _notes(recipe: Recipe, state: State) -> dict[str, str]:
+    return {"trained_steps": str(state.step), "trained_from": Path(recipe.model).name, "best_mask_ap": f"{state.best_ap:.4f}"}
+
+
+# The run's folder
+
+
+def _prepare_folder(recipe: Recipe, resume: bool) -> Path:
+    folder = recipe.folder
+    written = folder / "recipe.json"
+    content = json.loads(json.dumps(asdict(recipe), default=_plain))
+    if written.exists():
+        if not resume:
+            raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
+        before = json.loads(written.read_text(encoding="utf-8"))
+        differing = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
+        free = {"workers", "cache_megabytes", "save_every", "pictures", "data", "out", "backbone_weights", "validation_data"}
+        if wrong := [key for key in differing if key not in free]:
+            told = ", ".join(f"{key} was {before.get(key)!r}, is {content.get(key)!r}" for key in wrong)
+            raise TrainingError(f"{folder} holds a run with another recipe: {told}; repeat its command, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(written, json.dumps(content, indent=1))
+    return folder
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    raise TypeError(f"{value!r} can't be written as JSON")
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file at once, so that a killed run leaves the old or the new one, never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _save_state(
+    folder: Path, state: State, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any
+) -> None:
+    content = {
+        "state": asdict(state),
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+    }
+    partial = folder / "state.pt.partial"
+    torch.save(content, partial)
+    os.replace(partial, folder / "state.pt")
+
+
+def _resume(folder: Path, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any) -> State:
+    path = folder / "state.pt"
+    if not path.exists():
+        return State()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(content["model"])
+        average.load_state_dict(content["average"])
+        optimizer.load_state_dict(content["optimizer"])
+        if accelerator.scaler is not None and content["scaler"]:
+            accelerator.scaler.load_state_dict(content["scaler"])
+        return State(**content["state"])
+    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError) as error:
+        raise TrainingError(f"{path} does not belong to this run or is broken: {error}; remove the folder to start again") from error
+
+
+class _Log:
+    """`log.csv` and `log.jsonl`, a row each step and each validation; rows after the step resumed from are dropped."""
+
+    COLUMNS_FILE = "log.csv"
+    LINES_FILE = "log.jsonl"
+
+    def __init__(self, folder: Path, step: int):
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        lines = folder / self.LINES_FILE
+        if step and lines.exists():
+            rows = (json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+            self.rows = [row for row in rows if row["step"] <= step]
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append({key: round(value, 7) if isinstance(value, float) else value for key, value in row.items()})
+
+    def flush(self) -> None:
+        _write(self.folder / self.LINES_FILE, "".join(json.dumps(row) + "\n" for row in self.rows))
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        partial = self.folder / (self.COLUMNS_FILE + ".partial")
+        with partial.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self.folder / self.COLUMNS_FILE)

@@ -1,0 +1,86 @@
+"""Every number of a training run, in one frozen value that is written beside its results."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from thingstuff.data.transforms import Augmentation
+from thingstuff.errors import ConfigError
+
+REFERENCE_BATCH = 16  # images a step that `learning_rate` is meant for
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, on what, and how.
+
+    Raises:
+        ConfigError: a number outside its range.
+    """
+
+    data: str  # folder or COCO file
+    model: str  # a name of the catalog, or a checkpoint to go on from
+    out: str  # folder of the run
+    split: str | None = None  # of the folder, to train on; None: "train" where the folder has one
+    validation_split: str | None = None  # likewise "val"
+    validation_data: str | None = None  # another folder or file; None: the same
+    short_side: int | None = None  # pixels; None: as the model says
+    long_side: int | None = None
+    augmentation: Augmentation = Augmentation(horizontal_flip=0.5)
+    backbone_weights: str | None = None  # a file, or "imagenet" for what timm publishes
+
+    steps: int = 10_000
+    batch_size: int = 4  # images a step and process
+    accumulate: int = 1  # steps whose gradients are summed before the weights move
+    learning_rate: float = 1e-3  # at REFERENCE_BATCH images; the run's own follows from the real batch
+    final_learning_rate: float = 0.01  # share of it that the cosine ends at
+    warmup: int = 300  # steps
+    weight_decay: float = 0.05  # of weights with two axes or more
+    clip_gradient: float = 5.0  # norm of all gradients together
+    ema: float = 0.999  # decay of the averaged weights, which are the ones validated and kept
+    precision: str = "no"  # "no", "bf16" or "fp16"
+    loss_weights: tuple[tuple[str, float], ...] = ()  # by the loss's name; 1 where not named
+
+    validate_every: int = 1000  # steps
+    save_every: int = 200  # steps; what a killed run loses at most
+    max_detections: int = 100  # an image, in validation
+    validation_images: int | None = None  # the first so many; None: all
+    pictures: int = 3  # of predictions beside the truth, at each validation
+    seed: int = 0
+    workers: int = 0  # processes that prepare batches
+    cache_megabytes: int = 512  # of decoded images, in each worker
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "validate_every", "save_every", "max_detections"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "pictures", "workers", "cache_megabytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_gradient"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be a number above 0, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema must be from 0 (no averaging) to below 1, got {self.ema}")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ConfigError(f"final_learning_rate is a share from 0 to 1, got {self.final_learning_rate}")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise ConfigError(f'precision must be "no", "bf16" or "fp16", got {self.precision!r}')
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out)
+
+    def learning_rate_at(self, step: int, processes: int = 1) -> float:
+        """Learning rate of a step: linear warm-up, then half a cosine (Loshchilov and Hutter, 2017, arXiv:1608.03983).
+
+        It grows with the square root of the images a weight update really sees, the rule for Adam (Malladi et al., 2022,
+        arXiv:2205.10287, section 4).
+        """
+        batch = self.batch_size * self.accumulate * processes
+        peak = self.learning_rate * math.sqrt(batch / REFERENCE_BATCH)
+        if step < self.warmup:
+            return peak * (step + 1) / (self.warmup + 1)
+        share = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        return peak * (self.final_learning_rate + (1 - self.final_learning_rate) * cosine)
