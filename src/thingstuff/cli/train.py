@@ -5,7 +5,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thingstuff.cli.arguments import fraction, number_in, positive
@@ -53,6 +53,22 @@ OPTIONS = (
     _Option("cache_megabytes", _count, "decoded images that each worker keeps, in megabytes"),
 )
 
+AUGMENTATION = (
+    _Option("crop", positive, "side of the square cut from the resized image, in pixels"),
+    _Option("scale_low", _above_0, "images are resized by a factor drawn between this ..."),
+    _Option("scale_high", _above_0, "... and this, on top of the size that the model expects"),
+    _Option("horizontal_flip", fraction, "probability"),
+    _Option("vertical_flip", fraction, "probability; for images without an up, as from a microscope or from above"),
+    _Option("quarter_turn", fraction, "probability of a rotation by 90, 180 or 270 degrees"),
+    _Option("brightness", fraction, "largest relative change"),
+    _Option("contrast", fraction, "largest relative change"),
+    _Option("saturation", fraction, "largest relative change"),
+    _Option("hue", fraction, "largest shift, in turns of the colour circle"),
+    _Option("greyscale", fraction, "probability"),
+    _Option("invert", fraction, "probability of the negative"),
+    _Option("min_pixels", positive, "objects of which fewer pixels are seen are left out"),
+)
+
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -70,10 +86,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = parser.add_argument_group(
         "numbers of the recipe", "what is not given keeps the recipe's own value; all are in RUN/recipe.json"
     )
-    for option in OPTIONS:
-        recipe.add_argument(
-            "--" + option.name.replace("_", "-"), type=option.parse, metavar="X", default=argparse.SUPPRESS, help=option.help
-        )
+    augmentation = parser.add_argument_group("augmentation", "what may happen to a training image; horizontal flips are on")
+    for group, options in ((recipe, OPTIONS), (augmentation, AUGMENTATION)):
+        for option in options:
+            name = "--" + option.name.replace("_", "-")
+            group.add_argument(name, type=option.parse, metavar="X", default=argparse.SUPPRESS, help=option.help)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -81,6 +98,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     chosen = {option.name: getattr(arguments, option.name) for option in OPTIONS if hasattr(arguments, option.name)}
     recipe = training.Recipe(data=arguments.data, model=arguments.model, out=arguments.out, **chosen)
+    recipe = replace(recipe, augmentation=_augmentation(arguments, recipe.augmentation))
     with contextlib.redirect_stdout(sys.stderr):  # what a run tells on its way is progress; its result alone goes to stdout
         result = training.train(recipe, resume=arguments.resume)
     if arguments.json:
@@ -92,3 +110,12 @@ def run_train(arguments: argparse.Namespace) -> int:
     else:
         print(f"weights, not validated: {recipe.folder / 'last.safetensors'}")
     return 0
+
+
+def _augmentation(arguments: argparse.Namespace, default: Any) -> Any:
+    chosen = {option.name: getattr(arguments, option.name) for option in AUGMENTATION if hasattr(arguments, option.name)}
+    low, high = default.scale
+    scale = (chosen.pop("scale_low", low), chosen.pop("scale_high", high))
+    if side := chosen.pop("crop", None):
+        chosen["crop"] = (side, side)
+    return replace(default, scale=scale, **chosen)
