@@ -2,8 +2,9 @@
 
 A 20-pixel object in a 100-megapixel image costs what its crop costs: area, box and full-image RLE are computed on runs.
 
-COCO's RLE counts pixels column by column, background first: [2, 3, 4] is 2 off, 3 on, 4 off. Its compressed form writes each count
-(from the fourth on, its difference to the count two places before) in base 32, lowest digit first, a character (code 48 up) a digit.
+COCO's RLE counts pixels column by column, background first: [2, 3, 4] is 2 off, 3 on, 4 off. Its compressed form writes each
+count (from the fourth on, its difference to the count two places before) in base 32, lowest digit first, and a digit as one
+character of code 48 and up.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,17 +97,27 @@ class Mask:
     def from_polygons(cls, polygons: Iterable["Polygon | Sequence[float]"], size: tuple[int, int]) -> "Mask":
         """The union of outlines: COCO's flat lists x1 y1 x2 y2 ..., or `Polygon` values with holes.
 
-        Flat lists follow COCO's own rasteriser, pixel for pixel (its outlines are thickened by about half a pixel). A `Polygon` sets
-        the pixels whose centre lies inside by the even-odd rule, so that outlines from `to_polygons` give back their mask exactly.
+        Flat lists follow COCO's own rasteriser, pixel for pixel; its outlines are thickened by about half a pixel. A `Polygon`
+        sets the pixels whose centre lies inside by the even-odd rule, so that outlines from `to_polygons` give back their mask
+        exactly.
 
         Raises:
             MaskError: an outline has fewer than three points, an odd number of values, or a value that is no finite number.
         """
         _check_size(size)
-        masks = [cls._from_polygon(polygon, size) for polygon in polygons]
-        if len(masks) <= 1:
-            return masks[0] if masks else cls.empty(size)
-        return cls.from_coco(coco_rle.merge([mask.to_coco() for mask in masks]))
+        flat: list[list[float]] = []
+        codes: list[dict[str, Any]] = []
+        for polygon in polygons:
+            if isinstance(polygon, Polygon):
+                rings = [_check_ring(ring, size) for ring in (polygon.outer, *polygon.holes)]
+                codes.append(cls._from_intervals(*_fill(rings, size), size).to_coco())
+            else:
+                flat.append(_check_ring(polygon, size).ravel().tolist())
+        if size[0] == 0 or size[1] == 0 or not (flat or codes):
+            return cls.empty(size)
+        if flat:
+            codes += coco_rle.frPyObjects(flat, *size)
+        return cls.from_coco(coco_rle.merge(codes) if len(codes) > 1 else codes[0])
 
     def dense(self) -> Bool[np.ndarray, "height width"]:
         """The whole image as booleans."""
@@ -170,16 +181,6 @@ class Mask:
 
     def __repr__(self) -> str:
         return f"Mask({self.size[0]}x{self.size[1]}, area={self.area}, box={self.box})"
-
-    @classmethod
-    def _from_polygon(cls, polygon: "Polygon | Sequence[float]", size: tuple[int, int]) -> "Mask":
-        if isinstance(polygon, Polygon):
-            rings = [_check_ring(ring, size) for ring in (polygon.outer, *polygon.holes)]
-            return cls._from_intervals(*_fill(rings, size), size)
-        ring = _check_ring(polygon, size)
-        if size[0] == 0 or size[1] == 0:
-            return cls.empty(size)
-        return cls.from_coco(coco_rle.frPyObjects([ring.ravel().tolist()], *size)[0])
 
     @classmethod
     def _from_intervals(cls, starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> "Mask":
@@ -269,7 +270,10 @@ def _runs_of(counts: Any) -> Int64[np.ndarray, " runs"]:
         return _decompress(counts)
     if not isinstance(counts, (list, tuple, np.ndarray)):
         raise MaskError(f'the "counts" of run-length code are a text or a list of integers, got {type(counts).__name__}')
-    runs = np.asarray(counts) if len(counts) else np.zeros(0, np.int64)
+    try:
+        runs = np.asarray(counts) if len(counts) else np.zeros(0, np.int64)
+    except ValueError:  # lists of several lengths
+        runs = np.zeros((0, 0))
     if runs.ndim != 1 or runs.dtype == np.bool_ or not np.issubdtype(runs.dtype, np.integer):
         raise MaskError(f'the "counts" of uncompressed run-length code must be integers that fit 32 bits, got {counts!r:.80}')
     if len(runs) and (runs.min() < 0 or runs.max() > MAX_PIXELS):
@@ -367,14 +371,16 @@ def _count_up(lengths: np.ndarray) -> Int64[np.ndarray, " total"]:
 
 def _check_ring(points: Any, size: tuple[int, int]) -> Float64[np.ndarray, "points 2"]:
     try:
-        ring = np.asarray(points, np.float64)
-    except (TypeError, ValueError):
-        raise MaskError(f"a polygon is a list of numbers x1 y1 x2 y2 ..., got {points!r:.80}") from None
+        ring = np.asarray(points)
+    except ValueError:  # lists of several lengths
+        ring = np.zeros(0, np.object_)
+    if ring.dtype.kind not in "iuf":
+        raise MaskError(f"a polygon is a list of numbers x1 y1 x2 y2 ..., got {points!r:.80}")
     if ring.size < 6 or ring.size % 2 or ring.ndim > 2:
         raise MaskError(f"a polygon needs three points or more, x and y each, got {ring.size} values; drop it or repair it")
     if not np.isfinite(ring).all():
         raise MaskError("a polygon holds a coordinate that is no finite number; drop it or repair it")
-    ring = ring.reshape(-1, 2)
+    ring = ring.reshape(-1, 2).astype(np.float64)
     outline = np.abs(ring - np.roll(ring, 1, axis=0)).max(axis=1).sum()
     if outline > MAX_OUTLINE:
         raise MaskError(
@@ -407,8 +413,8 @@ def _fill(
 def _trace(mask: Bool[np.ndarray, "height width"]) -> list[Polygon]:
     """Outlines along pixel edges: outer rings run clockwise on the screen, holes the other way.
 
-    Every corner of the outline ends one horizontal and one vertical side, so that corners sorted along rows and along columns pair up
-    into sides. Where pixels touch only diagonally two corners share a point, one for each of the two pixels.
+    Every corner of the outline ends one horizontal and one vertical side, so that corners sorted along rows and along columns pair
+    up into sides. Where pixels touch only diagonally two corners share a point, one for each of the two pixels.
     """
     padded = np.pad(mask, 1)
     above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
@@ -431,9 +437,17 @@ def _trace(mask: Bool[np.ndarray, "height width"]) -> list[Polygon]:
     to_below = padded[y[upper] + 1, x[upper]]  # set on the left of the side
     following[np.where(to_below, upper, lower)] = np.where(to_below, lower, upper)
 
-    rings, ring_of = _cycles(following)
+    if len(x) == 0:
+        return []
+    order, begins = _cycles(following)
+    ring_of = np.empty(len(x), np.int64)
+    ring_of[order] = np.repeat(np.arange(len(begins)), np.diff(begins, append=len(order)))
     points = np.stack((x, y), axis=1).astype(np.float64)
-    is_hole = np.array([_signed_area(points[ring]) < 0 for ring in rings], np.bool_)
+    ahead = points[following[order]]
+    crossed = points[order, 0] * ahead[:, 1] - points[order, 1] * ahead[:, 0]
+    # twice the signed area: positive when the ring runs clockwise, since y grows downwards
+    is_hole = np.add.reduceat(crossed, begins) < 0
+    rings = np.split(points[order], begins[1:])
 
     # a hole belongs to what comes before it on the row of one of its leftmost sides: its outer ring, or a hole further left
     lengths = y[lower] - y[upper]
@@ -444,36 +458,26 @@ def _trace(mask: Bool[np.ndarray, "height width"]) -> list[Polygon]:
     from_left = np.argsort(side_x, kind="stable")
     found, first = np.unique(side_ring[from_left], return_index=True)  # every ring, and its leftmost side
     leftmost = from_left[first]
-    owner = found.copy()
-    for ring in np.argsort(side_x[leftmost], kind="stable"):
-        if is_hole[ring]:
-            owner[ring] = owner[side_ring[leftmost[ring] - 1]]
-    holes_of: dict[int, list[np.ndarray]] = {}
-    for hole in np.flatnonzero(is_hole):
-        holes_of.setdefault(int(owner[hole]), []).append(points[rings[hole]])
-    return [Polygon(points[rings[outer]], tuple(holes_of.get(int(outer), ()))) for outer in np.flatnonzero(~is_hole)]
+    neighbour, owner, hole = side_ring[leftmost - 1].tolist(), found.tolist(), is_hole.tolist()
+    holes: list[list[np.ndarray]] = [[] for _ in rings]
+    for ring in np.argsort(side_x[leftmost], kind="stable").tolist():
+        if hole[ring]:
+            owner[ring] = owner[neighbour[ring]]
+            holes[owner[ring]].append(rings[ring])
+    return [Polygon(outer, tuple(holes[ring])) for ring, outer in enumerate(rings) if not hole[ring]]
 
 
-def _cycles(following: Int64[np.ndarray, " corners"]) -> tuple[list[np.ndarray], Int64[np.ndarray, " corners"]]:
-    """The rings of a permutation as lists of corners, and the ring of each corner."""
-    rings: list[np.ndarray] = []
+def _cycles(following: Int64[np.ndarray, " corners"]) -> tuple[Int64[np.ndarray, " corners"], Int64[np.ndarray, " rings"]]:
+    """The rings of a permutation: its corners ring by ring, and where in that order each ring begins."""
     steps = following.tolist()
-    ring_of = np.full(len(steps), -1, np.int64)
     seen = bytearray(len(steps))
-    for begin in range(len(steps)):
-        if seen[begin]:
-            continue
-        ring, corner = [], begin
+    order: list[int] = []
+    begins: list[int] = []
+    for corner in range(len(steps)):
+        if not seen[corner]:
+            begins.append(len(order))
         while not seen[corner]:
             seen[corner] = 1
-            ring.append(corner)
+            order.append(corner)
             corner = steps[corner]
-        rings.append(np.array(ring))
-        ring_of[rings[-1]] = len(rings) - 1
-    return rings, ring_of
-
-
-def _signed_area(ring: Float64[np.ndarray, "points 2"]) -> float:
-    """Area in pixels, positive when the ring runs clockwise on the screen (y grows downwards)."""
-    x, y = ring.T
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
+    return np.array(order, np.int64), np.array(begins, np.int64)
