@@ -27,6 +27,7 @@ from thingstuff.structures.masks import Mask
 from thingstuff.structures.segments import Segments
 
 MIN_SIDE = 960  # pixels: an image with a shorter long side is enlarged by the smallest whole factor that reaches this
+PANEL_SIDE = 512  # pixels: the same for each panel of several side by side
 MAX_ENLARGEMENT = 8
 MAX_SIDE = 4096  # pixels: a longer image is reduced by the smallest whole factor that brings it within this
 MAX_LABELS = 40  # more segments than this are drawn without labels
@@ -88,10 +89,7 @@ def overlay(
     scale = _fitting_scale(height, width) if scale is None else _checked_scale(scale)
     background = _scaled_image(image, scale)
     shapes = _shapes(image, segments, scale)
-    picture = background.copy()
-    if opacity > 0:
-        for shape in shapes:
-            _fill(picture, background, shape, opacity)
+    picture = _filled(background, shapes, opacity)
     for shape in shapes:
         _outline(picture, shape)
     if labels is False or not shapes:
@@ -102,7 +100,7 @@ def overlay(
 def side_by_side(image: np.ndarray, prediction: Segments, truth: Segments) -> np.ndarray:
     """The image, what was predicted and what is true, as three captioned panels in one row: RGB uint8."""
     image = _as_rgb(image)
-    scale = _fitting_scale(*image.shape[:2])
+    scale = _fitting_scale(*image.shape[:2], least=PANEL_SIDE)
     panels = {
         "image": _scaled_image(image, scale),
         f"prediction: {describe(prediction)}": overlay(image, prediction, scale=scale),
@@ -110,7 +108,7 @@ def side_by_side(image: np.ndarray, prediction: Segments, truth: Segments) -> np
     }
     height, width = panels["image"].shape[:2]
     gap = max(4, height // 100)
-    font = _font(_font_size(max(height, 640), max(width, 640)))
+    font = _font(_font_size(height, width))
     band = ceil(1.8 * _text_size("Ag", font)[1])
     sheet = Image.new("RGB", (3 * width + 2 * gap, height + band), "white")
     draw = ImageDraw.Draw(sheet)
@@ -160,11 +158,11 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2) if image.size == image.shape[0] * image.shape[1] else image
 
 
-def _fitting_scale(height: int, width: int) -> Fraction:
+def _fitting_scale(height: int, width: int, least: int = MIN_SIDE) -> Fraction:
     side = max(height, width)
     if side > MAX_SIDE:
         return Fraction(1, ceil(side / MAX_SIDE))
-    return Fraction(min(ceil(MIN_SIDE / side), MAX_ENLARGEMENT))
+    return Fraction(min(ceil(least / side), MAX_ENLARGEMENT))
 
 
 def _checked_scale(scale: int | Fraction) -> Fraction:
@@ -202,8 +200,8 @@ def _scaled_crop(mask: Mask, scale: Fraction) -> tuple[np.ndarray, int, int]:
     height, width = crop.shape
     rest_bottom, rest_right = -(rest_top + height) % factor, -(rest_left + width) % factor
     padded = np.pad(crop, ((rest_top, rest_bottom), (rest_left, rest_right)))
-    covered = padded.reshape(padded.shape[0] // factor, factor, padded.shape[1] // factor, factor).mean(axis=(1, 3))
-    reduced = covered >= 0.5
+    covered = np.asarray(Image.fromarray(padded.astype(np.uint8) * 255).reduce(factor))
+    reduced = covered >= 128
     return (reduced if reduced.any() else covered > 0), left // factor, top // factor
 
 
@@ -308,12 +306,17 @@ def _mean_colour(image: np.ndarray, mask: Mask) -> np.ndarray:
 # Fills and outlines ---------------------------------------------------------------------------------------------------
 
 
-def _fill(picture: np.ndarray, background: np.ndarray, shape: _Shape, opacity: float) -> None:
-    """Blend with the image below, not with segments painted earlier: overlaps keep the colour of the smaller one."""
-    left, top, right, bottom = shape.box
-    below = background[top:bottom, left:right][shape.crop].astype(np.float32)
-    blended = below * (1 - opacity) + np.array(shape.colour, dtype=np.float32) * opacity
-    picture[top:bottom, left:right][shape.crop] = (blended + 0.5).astype(np.uint8)
+def _filled(background: np.ndarray, shapes: Sequence[_Shape], opacity: float) -> np.ndarray:
+    """The picture with every pixel blended once, with the colour of the smallest shape that covers it."""
+    owners = np.zeros(background.shape[:2], dtype=np.int32)  # 0: nobody
+    for number, shape in enumerate(shapes, 1):
+        left, top, right, bottom = shape.box
+        owners[top:bottom, left:right][shape.crop] = number
+    painted = owners > 0
+    dimmed = (np.arange(256) * (1 - opacity)).astype(np.uint8)
+    added = (np.array([(0, 0, 0), *(shape.colour for shape in shapes)]) * opacity).astype(np.uint8)
+    channels = [np.where(painted, dimmed[background[..., c]], background[..., c]) + added[owners, c] for c in range(3)]
+    return np.stack(channels, axis=-1)
 
 
 def _outline(picture: np.ndarray, shape: _Shape) -> None:
@@ -389,11 +392,13 @@ def _write_labels(picture: np.ndarray, segments: Segments, shapes: Sequence[_Sha
         return picture
     drawn = Image.fromarray(picture)
     draw = ImageDraw.Draw(drawn)
+    boxes = np.array([shape.box for shape in shapes])
     taken: list[Rectangle] = []
-    for shape in reversed(shapes):  # the smallest first: it has the fewest places to go
+    for number, shape in reversed(list(enumerate(shapes))):  # the smallest first: it has the fewest places to go
         if shape.index not in sizes:
             continue
-        place = _label_place(shape, sizes[shape.index], taken, [other for other in shapes if other is not shape], height, width)
+        others = np.delete(boxes, number, axis=0)
+        place = _label_place(shape, sizes[shape.index], np.array(taken).reshape(-1, 4), others, height, width)
         if place is None:
             continue
         taken.append(place)
@@ -404,44 +409,56 @@ def _write_labels(picture: np.ndarray, segments: Segments, shapes: Sequence[_Sha
 
 
 def _label_place(
-    shape: _Shape, size: tuple[int, int], taken: Sequence[Rectangle], others: Sequence[_Shape], height: int, width: int
+    shape: _Shape, size: tuple[int, int], taken: np.ndarray, others: np.ndarray, height: int, width: int
 ) -> Rectangle | None:
-    """Where a label of (width, height) `size` goes: inside the picture, on no other label, covering little of other shapes."""
+    """Where a label of (width, height) `size` goes: inside the picture, on no label taken before, hiding little of other shapes.
+
+    `taken` and `others` are rectangles, n x 4; None when every place is taken.
+    """
     label_width, label_height = size
     left, top, right, bottom = shape.box
     inside_x, inside_y = _deepest(shape)
-    first_row = np.flatnonzero(shape.crop[0])
-    head = left + int(first_row.mean()) if len(first_row) else inside_x
-    places = (
-        (head - label_width // 2, top - label_height),
-        (inside_x - label_width // 2, inside_y - label_height // 2),
-        (left, top - label_height),
-        (right - label_width, top - label_height),
-        (inside_x - label_width // 2, bottom),
-        (right, inside_y - label_height // 2),
-        (left - label_width, inside_y - label_height // 2),
-        (head - label_width // 2, top),
-        (left, bottom),
-        (inside_x - label_width // 2, inside_y + label_height // 2),
-        (inside_x - label_width // 2, inside_y - 3 * label_height // 2),
+    head = left + int(np.flatnonzero(shape.crop[0]).mean()) if shape.crop[0].any() else inside_x
+    centred = inside_x - label_width // 2
+    corners = np.array(  # left and top of the label, the best first
+        [
+            (head - label_width // 2, top - label_height),
+            (centred, inside_y - label_height // 2),
+            (left, top - label_height),
+            (right - label_width, top - label_height),
+            (centred, bottom),
+            (right, inside_y - label_height // 2),
+            (left - label_width, inside_y - label_height // 2),
+            (head - label_width // 2, top),
+            (left, bottom),
+            (centred, inside_y + label_height // 2),
+            (centred, inside_y - 3 * label_height // 2),
+            (right, top - label_height),
+            (right, bottom),
+            (left - label_width, top - label_height),
+            (left - label_width, bottom),
+        ]
     )
-    best, least = None, float("inf")
-    for order, (x, y) in enumerate(places):
-        x, y = min(max(x, 0), width - label_width), min(max(y, 0), height - label_height)
-        place = (x, y, x + label_width, y + label_height)
-        if x < 0 or y < 0 or any(_common(place, other) for other in taken):
-            continue
-        hidden = sum(_common(place, other.box) / (1 + min(other.crop.size, label_width * label_height)) for other in others)
-        own = _common(place, shape.box) / shape.crop.size  # of the object itself
-        cost = 0.1 * order + hidden + own
-        if cost < least:
-            best, least = place, cost
-    return best
+    room = np.array([width, height]) - size
+    if room.min() < 0:
+        return None
+    corners = np.clip(corners, 0, room)
+    places = np.concatenate([corners, corners + size], axis=1)
+    sides = others[:, 2:] - others[:, :2]
+    hidden = (_common(places, others) / (1 + np.minimum(sides.prod(axis=1), label_width * label_height))).sum(axis=1)
+    own = _common(places, np.array([shape.box]))[:, 0] / shape.crop.size
+    costs = np.where(_common(places, taken).any(axis=1), np.inf, 0.1 * np.arange(len(places)) + hidden + own)
+    best = int(np.argmin(costs))
+    if costs[best] == np.inf:
+        return None
+    x1, y1, x2, y2 = places[best].tolist()
+    return x1, y1, x2, y2
 
 
-def _common(a: Rectangle, b: Rectangle) -> int:
-    """Pixels that two rectangles share."""
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+def _common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pixels that each rectangle of `a` shares with each of `b`, n x m."""
+    corner, opposite = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.maximum(opposite - corner, 0).prod(axis=-1)
 
 
 def _deepest(shape: _Shape) -> tuple[int, int]:
