@@ -94,7 +94,7 @@ class Mask:
         return cls._from_intervals(*_intervals(runs), size)
 
     @classmethod
-    def from_polygons(cls, polygons: Iterable["Polygon | Sequence[float]"], size: tuple[int, int]) -> "Mask":
+    def from_polygons(cls, polygons: Iterable[Any], size: tuple[int, int]) -> "Mask":
         """The union of outlines: COCO's flat lists x1 y1 x2 y2 ..., or `Polygon` values with holes.
 
         Flat lists follow COCO's own rasteriser, pixel for pixel; its outlines are thickened by about half a pixel. A `Polygon`
@@ -145,7 +145,7 @@ class Mask:
 
     def to_coco(self) -> dict[str, Any]:
         """COCO's compressed RLE of the whole image, ready for JSON."""
-        return {"size": list(self.size), "counts": _compress(self._image_runs()).decode("ascii")}
+        return {"size": list(self.size), "counts": _compress(self._image_runs(), self.size).decode("ascii")}
 
     def to_coco_uncompressed(self) -> dict[str, Any]:
         """COCO's RLE of the whole image as a list of counts."""
@@ -196,7 +196,8 @@ class Mask:
             top, bottom = int((starts % height).min()), int(((ends - 1) % height).max()) + 1
         begins = (first_column - left) * (bottom - top) + starts % height - top
         runs = _runs(*_join(begins, begins + (ends - starts)), (bottom - top) * (right - left))
-        return cls(size, (top, left), (bottom - top, right - left), _compress(runs))
+        crop_size = bottom - top, right - left
+        return cls(size, (top, left), crop_size, _compress(runs, crop_size))
 
     def _image_runs(self) -> Int64[np.ndarray, " runs"]:
         """The counts of the whole image, from those of the crop: in time and memory of the runs and the crop's width."""
@@ -317,22 +318,9 @@ def _decompress(text: bytes) -> Int64[np.ndarray, " runs"]:
     return values
 
 
-def _compress(runs: Int64[np.ndarray, " runs"]) -> bytes:
-    """COCO's compressed code of counts."""
-    rest = runs.copy()
-    rest[3:] -= runs[1:-2]
-    characters = np.zeros((len(runs), _DIGITS), np.uint8)
-    used = np.zeros((len(runs), _DIGITS), np.bool_)
-    more = np.ones(len(runs), np.bool_)
-    for place in range(_DIGITS):
-        if not more.any():
-            break
-        digit = rest & 31
-        rest >>= 5
-        used[:, place] = more
-        more = more & (rest != np.where(digit & 16, -1, 0))  # the sign reaches through the last digit's bit 4
-        characters[:, place] = 48 + digit + 32 * more
-    return characters[used].tobytes()
+def _compress(runs: Int64[np.ndarray, " runs"], size: tuple[int, int]) -> bytes:
+    """COCO's compressed code of counts that fill an image or crop of this size."""
+    return coco_rle.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)["counts"]
 
 
 def _intervals(runs: Int64[np.ndarray, " runs"]) -> tuple[Int64[np.ndarray, " intervals"], Int64[np.ndarray, " intervals"]]:
@@ -345,7 +333,8 @@ def _intervals(runs: Int64[np.ndarray, " runs"]) -> tuple[Int64[np.ndarray, " in
 def _join(starts: np.ndarray, ends: np.ndarray) -> tuple[Int64[np.ndarray, " intervals"], Int64[np.ndarray, " intervals"]]:
     """Sorted disjoint intervals with empty ones dropped and neighbours that touch made one."""
     filled = ends > starts
-    starts, ends = starts[filled], ends[filled]
+    if not filled.all():
+        starts, ends = starts[filled], ends[filled]
     if len(starts) == 0:
         return starts.astype(np.int64), ends.astype(np.int64)
     apart = starts[1:] > ends[:-1]
@@ -354,10 +343,10 @@ def _join(starts: np.ndarray, ends: np.ndarray) -> tuple[Int64[np.ndarray, " int
 
 def _runs(starts: np.ndarray, ends: np.ndarray, pixels: int) -> Int64[np.ndarray, " runs"]:
     """The counts of sorted, separate intervals; a last count of 0 is left out, as COCO's encoder does."""
-    edges = np.stack((starts, ends), axis=1).ravel()
-    if len(edges) == 0 or edges[-1] < pixels:
-        edges = np.append(edges, pixels)
-    return np.diff(edges, prepend=0).astype(np.int64)
+    edges = np.zeros(2 * len(starts) + 2, np.int64)
+    edges[1:-1:2], edges[2:-1:2], edges[-1] = starts, ends, pixels
+    runs = edges[1:] - edges[:-1]
+    return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
 
 
 def _count_up(lengths: np.ndarray) -> Int64[np.ndarray, " total"]:
@@ -413,8 +402,8 @@ def _fill(
 def _trace(mask: Bool[np.ndarray, "height width"]) -> list[Polygon]:
     """Outlines along pixel edges: outer rings run clockwise on the screen, holes the other way.
 
-    Every corner of the outline ends one horizontal and one vertical side, so that corners sorted along rows and along columns pair
-    up into sides. Where pixels touch only diagonally two corners share a point, one for each of the two pixels.
+    Every corner of the outline ends one horizontal and one vertical side, so that corners sorted along rows and along columns
+    pair up into sides. Where pixels touch only diagonally two corners share a point, one for each of the two pixels.
     """
     padded = np.pad(mask, 1)
     above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
