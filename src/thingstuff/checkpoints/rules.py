@@ -1,4 +1,4 @@
-"""From another library's parameter names to ours: a table of rules, applied all at once, and an exact fit demanded of the result."""
+"""From another library's parameter names to ours: a table of rules applied at once, and an exact fit demanded of the result."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
