@@ -37,7 +37,8 @@ class Segmenter:
     """
 
     def __init__(self, model: nn.Module, categories: Categories, preprocessing: Preprocessing, name: str = ""):
-        self.model = model.eval()
+        # convolutions of today's backbones run up to twice as fast on a CPU when channels lie next to each other
+        self.model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.categories = categories
         self.preprocessing = preprocessing
         self.name = name
@@ -139,7 +140,8 @@ class Segmenter:
             overrides: ``score_threshold``, ``max_detections``, ``thresholds`` (all numbers of the model at once).
         """
         batch = batch.to(self.device)
-        return self.model.segments(self.model(batch.pixels), batch.sizes, self.categories, self.thresholds(**overrides))  # type: ignore[operator]
+        pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
+        return self.model.segments(self.model(pixels), batch.sizes, self.categories, self.thresholds(**overrides))  # type: ignore[operator]
 
     def thresholds(
         self, score_threshold: float | None = None, max_detections: int | None = None, thresholds: Any = None

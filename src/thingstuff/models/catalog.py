@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from thingstuff.models.backbone import BackboneConfig
-from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Thresholds
+from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Sampling, Thresholds
 from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 _IMAGENET = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=800, long_side=1333)
@@ -22,6 +22,7 @@ MASK_RCNN_LITE0 = MaskRCNNConfig(
     mask_channels=96,
     roi_sampling=2,
     thresholds=Thresholds(proposals_per_level=500, proposals=500),
+    sampling=Sampling(proposals_per_level=500, proposals=500, rois=256),
 )
 _LITE0_IMAGES = Preprocessing((127.0,) * 3, (128.0,) * 3, short_side=480, long_side=800)
 
