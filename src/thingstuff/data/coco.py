@@ -29,8 +29,8 @@ def read_coco(
 ) -> InstanceDataset:
     """Read a COCO instance file: polygons, both forms of RLE, crowds; images without objects are kept, in the file's order.
 
-    Images lie in `image_dir`; without it in the folder `images` beside the file, or else beside the file itself. Objects that cover
-    no pixel, or whose bbox has no area, are kept (evaluation counts them, as pycocotools does) and named in one warning.
+    Images lie in `image_dir`; without it in the folder `images` beside the file, or else beside the file itself. Objects that
+    cover no pixel, or whose bbox has no area, are kept (evaluation counts them, as pycocotools does) and named in one warning.
 
     Args:
         required_images: ask that every image exists and has the size that the file says; False leaves the images alone,
@@ -186,7 +186,7 @@ class _ImageFolder:
                 raise _Problem(f"{where}: file_name {_shown(file_name)} can't be looked up: {error}") from error
             if not inside:
                 raise _Problem(
-                    f"{where}: file_name {file_name!r} is a link that leads out of the image folder {self.folder}; copy the image there"
+                    f"{where}: file_name {file_name!r} is a link out of the image folder {self.folder}; copy the image there"
                 )
             if not exists:
                 raise _Problem(f"{where}: {path} does not exist; put it there or remove the image from the file")
@@ -283,7 +283,7 @@ def _read_object(
     mask = _read_mask(annotation.get("segmentation"), size, where)
     box = _read_box(annotation.get("bbox"), where)
     area = annotation.get("area")
-    if area is not None and not _is_number(area, at_least=0):
+    if area is not None and not _is_number(area, at_least=0.0):
         raise _Problem(f"{where}: 'area' is {_shown(area)}; give the pixels it covers, or leave it out")
     box_has_area = box is None or (box[2] > box[0] and box[3] > box[1])
     found = Object(
@@ -350,7 +350,7 @@ def _check_polygon(polygon: Any, size: tuple[int, int], where: str) -> None:
         )
 
 
-def _is_number(value: Any, at_least: float = -(2**63)) -> bool:
+def _is_number(value: Any, at_least: float = -(2.0**63)) -> bool:
     """Finite and of a size that 64 bits hold; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and at_least <= value < 2**63
 

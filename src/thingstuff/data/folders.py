@@ -11,7 +11,7 @@ from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 def open_dataset(
     path: str | Path, split: str | None = None, *, required_images: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> InstanceDataset:
-    """Open a folder with `images/` and `instances.json` (`instances_<split>.json` where a split is asked for), or such a file itself.
+    """Open a folder with `images/` and `instances.json` (`instances_<split>.json` for a split), or such a file itself.
 
     Raises:
         AnnotationError: no such folder, file or split, with those that there are; or what `read_coco` finds wrong.

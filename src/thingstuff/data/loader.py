@@ -1,8 +1,8 @@
 """Batches for training and images for evaluation.
 
-Training sees one endless stream: a fresh shuffle of the data set for each epoch, one after the other, cut into steps. What a step holds
-follows from (seed, step) and what happens to an image from (seed, epoch, index of the image) alone, so neither the number of workers nor
-an interruption changes a run, and several processes share each step without talking to each other.
+Training sees one endless stream: a fresh shuffle of the data set for each epoch, one after the other, cut into steps. What a
+step holds follows from (seed, step) and what happens to an image from (seed, epoch, index of the image) alone, so neither the
+number of workers nor an interruption changes a run, and several processes share each step without talking to each other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ class ImageCache:
         image = read_image(record.path, max_pixels=self.max_pixels)
         if image.shape[:2] != record.size:
             raise AnnotationError(
-                f"image {record.image_id}: {record.path} has height and width {image.shape[:2]}, its annotations say {record.size}"
+                f"{record.path}: has height and width {image.shape[:2]}, its annotations say {record.size}"
             )
         if self.bytes_held + image.nbytes <= self.byte_limit:
             self.bytes_held += image.nbytes
@@ -81,7 +81,8 @@ class TrainingLoader:
             raise AnnotationError(f"{dataset.source or 'the data set'}: holds no image to train on")
         if batch_size < 1 or processes < 1 or not 0 <= rank < processes or workers < 0:
             raise ConfigError(
-                f"need batch_size >= 1, workers >= 0 and 0 <= rank < processes, got {batch_size=}, {workers=}, {rank=}, {processes=}"
+                "need batch_size >= 1, workers >= 0 and 0 <= rank < processes, "
+                f"got {batch_size=}, {workers=}, {rank=}, {processes=}"
             )
         self.dataset, self.preprocessing = dataset, preprocessing
         self.batch_size, self.seed, self.workers, self.rank, self.processes = batch_size, seed, workers, rank, processes
@@ -235,10 +236,10 @@ class EvaluationLoader:
         parts = [self.records[start : start + self.batch_size] for start in range(0, len(self.records), self.batch_size)]
         with ThreadPoolExecutor(max_workers=1) as ahead:
             coming = ahead.submit(self._prepare, parts[0]) if parts else None
-            for part, following in zip(parts, [*parts[1:], None], strict=True):
+            for number, part in enumerate(parts, start=1):
                 assert coming is not None
                 batch = coming.result()
-                coming = ahead.submit(self._prepare, following) if following else None
+                coming = ahead.submit(self._prepare, parts[number]) if number < len(parts) else None
                 yield part, batch
 
     def _prepare(self, records: tuple[Record, ...]) -> ImageBatch:

@@ -2,9 +2,9 @@
 
     draw -> window of the image -> resize -> flips and quarter turns -> light and colour
 
-Large-scale jitter (Ghiasi et al., 2021, arXiv:2012.07177, section 3) is the middle part with a wide `scale` and a `crop`. The window is a
-rectangle of whole source pixels, so image and masks go through one and the same map, and only masks that meet it are ever decoded:
-375 objects on 1388 x 1040 pixels cost what the crop costs.
+Large-scale jitter (Ghiasi et al., 2021, arXiv:2012.07177, section 3) is the middle part with a wide `scale` and a `crop`. The
+window is a rectangle of whole source pixels, so image and masks go through one and the same map, and only masks that meet it are
+ever decoded: 375 objects on 1388 x 1040 pixels cost what the crop costs.
 """
 
 from dataclasses import dataclass
@@ -102,8 +102,8 @@ def augment(
 ) -> Sample:
     """Draw one augmented view of an image; the same state of `random` gives the same view.
 
-    Boxes are the tight extents of the masks as they are seen, and `size` of the targets that of the view. Objects with fewer visible
-    pixels than `min_pixels` are left out, crowds as well as single ones.
+    Boxes are the tight extents of the masks as they are seen, and `size` of the targets that of the view. Objects with fewer
+    visible pixels than `min_pixels` are left out, crowds as well as single ones.
 
     Raises:
         SizeError: the image is not of the record's size.
@@ -170,7 +170,7 @@ def _cut(image: np.ndarray, window: Window) -> np.ndarray:
 
 
 def cut_masks(record: Record, window: Window, min_pixels: int) -> tuple[Bool[np.ndarray, "objects height width"], list[int]]:
-    """The objects' masks as the window shows them, by nearest neighbour at pixel centres, and the indices of the objects that are seen.
+    """The objects' masks as the window shows them (nearest neighbour at pixel centres), and the indices of the objects seen.
 
     An object is decoded only where its box meets the window, at the size of its own crop.
     """

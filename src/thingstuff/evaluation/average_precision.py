@@ -5,7 +5,7 @@ truth, {image id: Segments} -> matches at IoU 0.50, 0.55 ... 0.95 -> precision a
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import hotcoco
 import numpy as np
@@ -19,6 +19,7 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 AREAS = ("all", "small", "medium", "large")  # limits 32 x 32 and 96 x 96 pixels
 
 
+@runtime_checkable
 class TruthObject(Protocol):
     """One annotated object, as `thingstuff.data.records.Object` is."""
 
@@ -34,6 +35,7 @@ class TruthObject(Protocol):
     def area(self) -> float: ...
 
 
+@runtime_checkable
 class TruthRecord(Protocol):
     """One annotated image, as `thingstuff.data.records.Record` is."""
 
@@ -45,6 +47,7 @@ class TruthRecord(Protocol):
     def objects(self) -> Sequence[TruthObject]: ...
 
 
+@runtime_checkable
 class Truth(Protocol):
     """Annotated images, as `thingstuff.data.records.InstanceDataset` is."""
 
@@ -58,8 +61,8 @@ class AveragePrecision:
     """Gathers the segments of each image, then compares them with the truth as pycocotools does, to the same numbers.
 
     Of each image and class the `max_detections` best-scored segments count; pycocotools itself prints 100 whatever was asked for.
-    Every image of the truth counts; one that was never given segments counts as one where nothing was found. Segments of categories
-    that the truth doesn't list are left out, as pycocotools does. Small, medium and large go by the annotated area.
+    Every image of the truth counts; one that was never given segments counts as one where nothing was found. Segments of
+    categories that the truth doesn't list are left out, as pycocotools does. Small, medium and large go by the annotated area.
     """
 
     def __init__(self, truth: Truth, max_detections: int = 100):
@@ -75,7 +78,7 @@ class AveragePrecision:
         """Add what was found in one image.
 
         Raises:
-            EvaluationError: the truth has no such image, or one of another size; the image was given before; or no category is shared.
+            EvaluationError: the truth has no such image, or of another size; it was given before; or no category is shared.
         """
         if image_id not in self._sizes:
             raise EvaluationError(f"image {image_id}: is not in the ground truth; are these predictions of another split?")
@@ -83,7 +86,7 @@ class AveragePrecision:
             raise EvaluationError(f"image {image_id}: was given twice; give all its segments at once")
         if segments.size != self._sizes[image_id]:
             raise EvaluationError(
-                f"image {image_id}: segments are for height and width {segments.size}, the ground truth says {self._sizes[image_id]}"
+                f"image {image_id}: segments have height and width {segments.size}, the ground truth says {self._sizes[image_id]}"
             )
         if len(segments) and self._category_ids.isdisjoint(segments.categories.ids):
             raise EvaluationError(
@@ -152,7 +155,7 @@ class AveragePrecision:
         evaluation.accumulate()
         assert evaluation.eval is not None
         order = np.argsort(np.argsort(self.truth.categories.ids))  # of each class, its place among the sorted ids
-        return evaluation.eval["precision"][:, :, order, :, 0]
+        return evaluation.eval["precision"][..., 0][:, :, order]
 
 
 def _summary(precision: np.ndarray) -> dict[str, float | None]:
