@@ -1,0 +1,166 @@
+"""Loaders: the same batches in every run, whatever the workers, interruptions and processes."""
+
+import multiprocessing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thingstuff.data.loader import EvaluationLoader, ImageCache, TrainingLoader
+from thingstuff.data.records import InstanceDataset, Object, Record
+from thingstuff.data.transforms import Augmentation, ScaleOf
+from thingstuff.errors import AnnotationError, ConfigError, ImageError
+from thingstuff.structures.categories import Categories
+from thingstuff.structures.images import ImageBatch, Preprocessing, Targets
+from thingstuff.structures.masks import Mask
+
+JITTER = Augmentation((0.5, 2.0), ScaleOf.IMAGE, (16, 16), horizontal_flip=0.5, vertical_flip=0.5, brightness=0.2)
+PREPROCESSING = Preprocessing(short_side=0, pad_multiple=16)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> InstanceDataset:
+    random = np.random.default_rng(0)
+    records = []
+    for image_id in range(1, 6):
+        path = tmp_path / f"{image_id}.png"
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+        mask = Mask.from_dense(random.random((20, 24)) < 0.3)
+        records.append(Record(image_id, path, (20, 24), (Object(0, (0.0, 0.0, 24.0, 20.0), mask, False, 1.0, image_id),)))
+    return InstanceDataset(tuple(records), Categories.numbered(1))
+
+
+def fingerprints(batches: list[tuple[ImageBatch, list[Targets]]]) -> list[tuple]:
+    return [
+        (batch.pixels.numpy().tobytes(), [(one.image_id, one.masks.numpy().tobytes(), one.boxes.tolist()) for one in targets])
+        for batch, targets in batches
+    ]
+
+
+def take(loader: TrainingLoader, steps: int, start: int = 0) -> list[tuple]:
+    return fingerprints(list(islice(loader.batches(start), steps)))
+
+
+def test_a_batch_is_a_padded_image_batch_and_one_targets_for_each_image(dataset: InstanceDataset):
+    batch, targets = next(TrainingLoader(dataset, JITTER, PREPROCESSING, 3).batches())
+    assert batch.pixels.shape == (3, 3, 16, 16)
+    assert [size.input for size in batch.sizes] == [one.size for one in targets]
+    assert targets[0].masks.dtype == torch.bool
+
+
+def test_every_image_is_shown_once_in_an_epoch_and_epochs_are_shuffled_apart(dataset: InstanceDataset):
+    loader = TrainingLoader(dataset, JITTER, PREPROCESSING, 2)
+    shown = [position for step in range(5) for position in loader.positions(step)]  # 10 images: two epochs of 5
+    epochs = [[image for epoch, image in shown if epoch == wanted] for wanted in (0, 1)]
+    assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert epochs[0] != epochs[1]
+    assert loader.steps_per_epoch == 2.5
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_gives_others(dataset: InstanceDataset):
+    same, again, other = (take(TrainingLoader(dataset, JITTER, PREPROCESSING, 2, seed=seed), 3) for seed in (1, 1, 2))
+    assert same == again
+    assert same != other
+
+
+def test_workers_do_not_change_the_batches(dataset: InstanceDataset):
+    none = take(TrainingLoader(dataset, JITTER, PREPROCESSING, 2), 6)
+    two = take(TrainingLoader(dataset, JITTER, PREPROCESSING, 2, workers=2), 6)
+    assert none == two
+
+
+def test_resuming_at_a_step_gives_the_batches_that_would_have_come(dataset: InstanceDataset):
+    loader = TrainingLoader(dataset, JITTER, PREPROCESSING, 2)
+    assert take(loader, 7)[4:] == take(loader, 3, start=4)
+
+
+def test_a_cache_does_not_change_the_batches(dataset: InstanceDataset):
+    plain = TrainingLoader(dataset, JITTER, PREPROCESSING, 2)
+    cached = TrainingLoader(dataset, JITTER, PREPROCESSING, 2, cache_bytes=10**6)
+    assert take(plain, 6) == take(cached, 6)
+
+
+def test_processes_share_each_step_and_together_see_what_one_would(dataset: InstanceDataset):
+    shares = [TrainingLoader(dataset, JITTER, PREPROCESSING, 2, rank=rank, processes=2) for rank in (0, 1)]
+    whole = TrainingLoader(dataset, JITTER, PREPROCESSING, 4)
+    for step in range(5):
+        assert shares[0].positions(step) + shares[1].positions(step) == whole.positions(step)
+
+
+def test_batches_larger_than_the_data_set_go_round_it(dataset: InstanceDataset):
+    assert [epoch for epoch, _ in TrainingLoader(dataset, JITTER, PREPROCESSING, 12).positions(0)] == [0] * 5 + [1] * 5 + [2] * 2
+
+
+def test_loading_leaves_the_global_random_state_alone(dataset: InstanceDataset):
+    before = torch.get_rng_state()
+    take(TrainingLoader(dataset, JITTER, PREPROCESSING, 2), 2)
+    assert (torch.get_rng_state() == before).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_also_from_a_worker(dataset: InstanceDataset, workers: int):
+    path = dataset[2].path
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ImageError, match=r"3\.png") as caught:
+        take(TrainingLoader(dataset, JITTER, PREPROCESSING, 2, workers=workers), 3)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_an_image_that_changed_its_size_since_is_named(dataset: InstanceDataset):
+    path = dataset[2].path
+    assert path is not None
+    Image.new("RGB", (9, 9)).save(path)
+    with pytest.raises(AnnotationError, match=r"3\.png: has height and width \(9, 9\), its annotations say \(20, 24\)"):
+        list(EvaluationLoader(dataset, PREPROCESSING))
+
+
+def test_closing_the_iterator_ends_its_workers(dataset: InstanceDataset):
+    before = set(multiprocessing.active_children())
+    batches = TrainingLoader(dataset, JITTER, PREPROCESSING, 2, workers=1).batches()
+    next(batches)
+    assert set(multiprocessing.active_children()) - before
+    batches.close()
+    assert not set(multiprocessing.active_children()) - before
+
+
+def test_the_cache_holds_images_up_to_its_limit(dataset: InstanceDataset):
+    cache = ImageCache(byte_limit=2 * 20 * 24 * 3 + 5)
+    images = [cache.image_of(record) for record in dataset]
+    assert cache.bytes_held == 2 * 20 * 24 * 3
+    assert cache.image_of(dataset[0]) is images[0]
+    assert cache.image_of(dataset[4]) is not images[4]
+
+
+def test_a_record_without_a_file_cannot_be_shown():
+    with pytest.raises(AnnotationError, match="image 7: has no file"):
+        ImageCache().image_of(Record(7, None, (2, 2)))
+
+
+def test_a_data_set_without_images_cannot_be_trained_on():
+    with pytest.raises(AnnotationError, match="holds no image"):
+        TrainingLoader(InstanceDataset((), Categories.numbered(1)), JITTER, PREPROCESSING, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"workers": -1}, {"rank": 1}, {"processes": 0}])
+def test_impossible_settings_are_refused(dataset: InstanceDataset, wrong: dict[str, int]):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        TrainingLoader(dataset, JITTER, PREPROCESSING, **{"batch_size": 1, **wrong})  # pyright: ignore[reportArgumentType]
+
+
+def test_evaluation_shows_images_in_order_with_the_last_batch_short(dataset: InstanceDataset):
+    loader = EvaluationLoader(dataset, PREPROCESSING, batch_size=2)
+    seen = list(loader)
+    assert [[record.image_id for record in records] for records, _ in seen] == [[1, 2], [3, 4], [5]]
+    assert len(loader) == 3
+    assert [len(batch) for _, batch in seen] == [2, 2, 1]
+    assert seen[0][1].sizes[0].original == (20, 24)
+
+
+def test_evaluation_in_processes_sees_each_image_once(dataset: InstanceDataset):
+    loaders = [EvaluationLoader(dataset, PREPROCESSING, rank=rank, processes=2) for rank in (0, 1)]
+    assert [[record.image_id for record in loader.records] for loader in loaders] == [[1, 3, 5], [2, 4]]
+    assert list(EvaluationLoader(InstanceDataset((), Categories.numbered(1)), PREPROCESSING)) == []

@@ -1,0 +1,264 @@
+"""COCO average precision: small cases by hand, real data against pycocotools."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from thingstuff.data.coco import read_coco
+from thingstuff.data.records import InstanceDataset, Object, Record
+from thingstuff.errors import ConfigError, EvaluationError
+from thingstuff.evaluation.average_precision import AveragePrecision, format_table
+from thingstuff.structures.categories import Categories, Category
+from thingstuff.structures.masks import Mask
+from thingstuff.structures.segments import Segments
+
+SIZE = (100, 200)
+CATEGORIES = Categories((Category(40, "dust"), Category(7, "cell")))  # ids neither sorted nor contiguous
+ONE = pytest.approx(1.0)  # precision is TP / (TP + FP + machine epsilon), as pycocotools has it
+NOTHING = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"))
+
+
+def rectangle(x1: int, y1: int, x2: int, y2: int) -> Mask:
+    return Mask.from_crop(np.ones((y2 - y1, x2 - x1), bool), (y1, x1), SIZE)
+
+
+def truth(*images: list[tuple[int, Mask]], crowd: bool = False) -> InstanceDataset:
+    records = []
+    for number, objects in enumerate(images):
+        found = tuple(
+            Object(class_, tuple(map(float, mask.box)), mask, crowd, float(mask.area), index)  # pyright: ignore[reportArgumentType]
+            for index, (class_, mask) in enumerate(objects)
+        )
+        records.append(Record(number, None, SIZE, found))
+    return InstanceDataset(tuple(records), CATEGORIES)
+
+
+def segments(*found: tuple[int, float, Mask], categories: Categories = CATEGORIES) -> Segments:
+    return Segments(
+        SIZE,
+        categories,
+        classes=np.array([class_ for class_, _, _ in found], np.int64),
+        scores=np.array([score for _, score, _ in found], np.float32),
+        boxes=np.array([mask.box for _, _, mask in found], np.float32).reshape(-1, 4),
+        masks=tuple(mask for _, _, mask in found),
+    )
+
+
+A, B = rectangle(0, 0, 50, 50), rectangle(100, 0, 150, 50)  # 2500 pixels each: medium
+
+
+def test_the_truth_itself_scores_one():
+    metric = AveragePrecision(truth([(0, A), (1, B)]))
+    metric.update(0, segments((0, 0.9, A), (1, 0.8, B)))
+    result = metric.compute()
+    for kind in ("box", "mask"):
+        assert result[kind] == {"AP": ONE, "AP50": ONE, "AP75": ONE, "APs": None, "APm": ONE, "APl": None}
+    assert result["per_class"] == {"dust": {"box": ONE, "mask": ONE}, "cell": {"box": ONE, "mask": ONE}}
+
+
+def test_half_of_the_objects_found_scores_the_half_of_the_recalls():
+    # one of two objects: precision 1 at recalls 0.00, 0.01 ... 0.50, which are 51 of 101
+    metric = AveragePrecision(truth([(0, A), (0, B)]))
+    metric.update(0, segments((0, 0.9, A)))
+    assert metric.compute()["mask"]["AP"] == pytest.approx(51 / 101)
+
+
+def test_a_mask_of_iou_0_6_counts_at_three_of_ten_thresholds():
+    # 30 of 50 columns: 1500 / 2500 = 0.6, a match at 0.50, 0.55 and 0.60
+    metric = AveragePrecision(truth([(0, A)]))
+    metric.update(0, segments((0, 0.9, rectangle(0, 0, 30, 50))))
+    result = metric.compute()["mask"]
+    assert result["AP"] == pytest.approx(0.3)
+    assert (result["AP50"], result["AP75"]) == (ONE, 0.0)
+
+
+def test_per_class_values_belong_to_their_class_where_ids_are_not_sorted():
+    metric = AveragePrecision(truth([(0, A), (1, B)]))
+    metric.update(0, segments((0, 0.9, A)))
+    assert metric.compute()["per_class"] == {"dust": {"box": ONE, "mask": ONE}, "cell": {"box": 0.0, "mask": 0.0}}
+
+
+def test_a_class_absent_from_the_truth_has_no_value_and_does_not_count():
+    metric = AveragePrecision(truth([(0, A)]))
+    metric.update(0, segments((0, 0.9, A), (1, 0.9, B)))
+    result = metric.compute()
+    assert result["per_class"]["cell"] == {"box": None, "mask": None}
+    assert result["mask"]["AP"] == ONE
+
+
+def test_no_predictions_at_all_score_zero():
+    metric = AveragePrecision(truth([(0, A)], []))
+    assert metric.compute()["mask"]["AP"] == 0.0
+    metric.update(0, Segments.empty(SIZE, CATEGORIES))
+    assert metric.compute()["box"]["AP"] == 0.0
+
+
+def test_an_image_without_objects_makes_what_is_found_there_false():
+    # the false positive ranks first: precision at every recall is 1 / 2
+    metric = AveragePrecision(truth([(0, A)], []))
+    metric.update(0, segments((0, 0.8, A)))
+    metric.update(1, segments((0, 0.9, B)))
+    assert metric.compute()["mask"]["AP"] == pytest.approx(0.5)
+
+
+def test_a_truth_of_nothing_or_of_crowds_alone_has_no_values():
+    for data in (truth([]), truth(), truth([(0, A)], crowd=True)):
+        metric = AveragePrecision(data)
+        if len(data):
+            metric.update(0, segments((0, 0.9, A)))
+        result = metric.compute()
+        assert result["box"] == result["mask"] == NOTHING
+        assert result["per_class"]["dust"] == {"box": None, "mask": None}
+
+
+def test_values_are_json_numbers_and_nulls():
+    metric = AveragePrecision(truth([(0, A)]))
+    assert json.loads(json.dumps(metric.compute())) == metric.compute()
+
+
+def test_only_the_best_scored_max_detections_of_an_image_count():
+    # the right one ranks third
+    found = segments((0, 0.9, B), (0, 0.8, B), (0, 0.7, A))
+    values = []
+    for limit in (2, 3):
+        metric = AveragePrecision(truth([(0, A)]), max_detections=limit)
+        metric.update(0, found)
+        values.append(metric.compute()["mask"]["AP"])
+    assert values == [0.0, pytest.approx(1 / 3)]
+
+
+def test_an_object_without_pixels_is_one_that_was_missed():
+    data = truth([(0, A), (0, Mask.empty(SIZE))])
+    metric = AveragePrecision(data)
+    metric.update(0, segments((0, 0.9, A), (0, 0.8, Mask.empty(SIZE))))
+    assert metric.compute()["mask"]["AP"] == pytest.approx(51 / 101)
+
+
+def test_categories_that_the_truth_does_not_list_are_left_out_silently(capfd: pytest.CaptureFixture[str]):
+    wider = Categories((*CATEGORIES, Category(99, "other")))
+    metric = AveragePrecision(truth([(0, A)]))
+    metric.update(0, segments((0, 0.9, A), (2, 0.95, A), categories=wider))
+    assert metric.compute()["mask"]["AP"] == ONE
+    assert capfd.readouterr() == ("", "")
+
+
+def test_categories_of_equal_name_are_told_apart_by_id():
+    twins = InstanceDataset((), Categories((Category(1, "cell"), Category(2, "cell"))))
+    assert list(AveragePrecision(twins).compute()["per_class"]) == ["cell (1)", "cell (2)"]
+
+
+def test_two_processes_merge_to_what_one_would_have_gathered():
+    data = truth([(0, A)], [(0, B)])
+    whole, first, second = (AveragePrecision(data) for _ in range(3))
+    for metric in (whole, first):
+        metric.update(0, segments((0, 0.8, A)))
+    for metric in (whole, second):
+        metric.update(1, segments((0, 0.9, A)))
+    first.merge(second)
+    assert first.compute() == whole.compute()
+    with pytest.raises(EvaluationError, match="image 1: was given in two processes"):
+        first.merge(second)
+
+
+def test_predictions_that_do_not_belong_to_the_truth_are_refused():
+    metric = AveragePrecision(truth([(0, A)]))
+    with pytest.raises(EvaluationError, match="image 5: is not in the ground truth"):
+        metric.update(5, segments((0, 0.9, A)))
+    with pytest.raises(EvaluationError, match=r"segments have height and width \(5, 5\), the ground truth says \(100, 200\)"):
+        metric.update(0, Segments.empty((5, 5), CATEGORIES))
+    with pytest.raises(EvaluationError, match=r"no category id of the predictions \(1, 2, 3\) is in the ground truth \(40, 7\)"):
+        metric.update(0, segments((0, 0.9, A), categories=Categories.numbered(3)))
+    metric.update(0, segments((0, 0.9, A)))
+    with pytest.raises(EvaluationError, match="image 0: was given twice"):
+        metric.update(0, segments((0, 0.9, A)))
+    with pytest.raises(ConfigError, match="max_detections"):
+        AveragePrecision(truth(), max_detections=0)
+
+
+def test_the_table_shows_percent_and_dashes():
+    metric = AveragePrecision(truth([(0, A), (0, B)]))
+    metric.update(0, segments((0, 0.9, A)))
+    assert format_table(metric.compute()).splitlines() == [
+        "              AP    AP50    AP75     APs     APm     APl",
+        "box        50.50   50.50   50.50       -   50.50       -",
+        "mask       50.50   50.50   50.50       -   50.50       -",
+        "",
+        "class    box AP mask AP",
+        "dust      50.50   50.50",
+        "cell          -       -",
+    ]
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """Predictions made of the ground truth: shifted, rescored, some missing, some doubled, some of another class."""
+
+    segments: dict[int, Segments]
+    rows: list[dict[str, Any]]
+
+
+def perturbed(dataset: InstanceDataset, copies: int) -> Perturbed:
+    random = np.random.default_rng(0)
+    by_image: dict[int, Segments] = {}
+    rows: list[dict[str, Any]] = []
+    for record in dataset:
+        classes, masks = [], []
+        for found in record.objects:
+            for _ in range(copies):
+                if random.random() < 0.15 or not found.mask.area:
+                    continue
+                (top, left), crop = found.mask.corner, found.mask.crop()
+                shift = random.integers(-3, 4, 2)
+                masks.append(Mask.from_crop(crop, (top + int(shift[0]), left + int(shift[1])), record.size))
+                wrong = random.random() < 0.1
+                classes.append(int(random.integers(len(dataset.categories))) if wrong else found.class_)
+        scores = random.random(len(masks)).astype(np.float32)
+        boxes = np.array([mask.box for mask in masks], np.float32).reshape(-1, 4)
+        boxes += random.uniform(-1, 1, boxes.shape).astype(np.float32)
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+        by_image[record.image_id] = Segments(
+            record.size, dataset.categories, np.array(classes, np.int64), scores, boxes, tuple(masks)
+        )
+        rows += by_image[record.image_id].to_coco(record.image_id)
+    return Perturbed(by_image, rows)
+
+
+def pycocotools_says(path: Path, rows: list[dict[str, Any]], kind: str, max_detections: int) -> list[float]:
+    truth = COCO(str(path))
+    keep = "bbox" if kind == "bbox" else "segmentation"
+    found = truth.loadRes([{key: row[key] for key in ("image_id", "category_id", "score", keep)} for row in rows])
+    evaluation = COCOeval(truth, found, kind)
+    evaluation.params.maxDets = [max_detections]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0]  # iou recall class area
+    parts = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *(precision[..., area] for area in (1, 2, 3))]
+    parts += [precision[:, :, class_, 0] for class_ in range(precision.shape[2])]
+    return [float(part[part > -1].mean()) if (part > -1).any() else -1.0 for part in parts]
+
+
+@pytest.mark.parametrize(("name", "max_detections", "copies"), [("nuclei", 100, 2), ("nuclei", 300, 2), ("coco-mini", 100, 1)])
+def test_real_data_gives_what_pycocotools_gives(
+    shared_data: Path, capsys: pytest.CaptureFixture[str], name: str, max_detections: int, copies: int
+):
+    path = shared_data / name / "instances_val.json"
+    dataset = read_coco(path)
+    found = perturbed(dataset, copies)
+    metric = AveragePrecision(dataset, max_detections)
+    for image_id, given in found.segments.items():
+        metric.update(image_id, given)
+    result = metric.compute()
+    assert capsys.readouterr().out == ""
+    by_id = sorted(range(len(dataset.categories)), key=lambda class_: dataset.categories[class_].id)
+    per_class = list(result["per_class"].values())
+    for kind, ours in (("bbox", "box"), ("segm", "mask")):
+        expected = pycocotools_says(path, found.rows, kind, max_detections)
+        stated = [*result[ours].values(), *(per_class[class_][ours] for class_ in by_id)]
+        assert 0.1 < stated[0] < 0.9
+        assert [-1.0 if value is None else value for value in stated] == pytest.approx(expected, abs=1e-6)
