@@ -1,0 +1,33 @@
+# make demo: segment the five demo images; make test: everything that CI runs. Both make a virtual environment when there is none.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types tests clean
+
+demo: $(INSTALLED)
+	$(BIN)/thingstuff predict src/thingstuff/demo --out demo-output
+	@echo "Look at the pictures in demo-output/, for instance demo-output/fluorescence-dense.png"
+
+test: lint types tests
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED)
+	$(BIN)/pyright
+
+tests: $(INSTALLED)
+	$(BIN)/pytest --cov=thingstuff --cov-report=term
+
+# The stamp is newer than pyproject.toml once its packages are installed; a change of dependencies installs again.
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .ruff_cache .coverage htmlcov
