@@ -143,9 +143,7 @@ class Segmenter:
         pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
         return self.model.segments(self.model(pixels), batch.sizes, self.categories, self.thresholds(**overrides))  # type: ignore[operator]
 
-    def thresholds(
-        self, score_threshold: float | None = None, max_detections: int | None = None, thresholds: Any = None
-    ) -> Any:
+    def thresholds(self, score_threshold: float | None = None, max_detections: int | None = None, thresholds: Any = None) -> Any:
         """The model's test-time numbers with some of them replaced."""
         limits = thresholds or self.model.config.thresholds  # type: ignore[union-attr]
         if score_threshold is not None:

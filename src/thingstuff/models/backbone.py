@@ -15,7 +15,7 @@ from thingstuff.errors import ConfigError
 STRIDES = (4, 8, 16, 32)
 
 # timm's transformers check the input size unless told not to; each family has its own word for that.
-_FREE_INPUT_SIZE: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+_FREE_INPUT_SIZE: tuple[dict[str, bool], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,14 @@ class Backbone(nn.Module):
 
 def _create(config: BackboneConfig, **more: object) -> nn.Module:
     problem: Exception | None = None
-    for free_size in _FREE_INPUT_SIZE if _checks_input_size(config.name) else ({},):
+    for free_size in _FREE_INPUT_SIZE if any(part in config.name for part in ("swin", "vit", "beit", "eva", "deit")) else ({},):
         try:
-            return timm.create_model(config.name, pretrained=False, features_only=True, **dict(config.options), **free_size, **more)
+            return timm.create_model(
+                config.name, pretrained=False, features_only=True, **dict(config.options), **free_size, **more
+            )
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:
-            problem = problem or error
+            problem = error  # the last try is the one without extra words, so its complaint is about the config
     raise ConfigError(f"timm can't build backbone {config.name} with options {dict(config.options)}: {problem}") from problem
-
-
-def _checks_input_size(name: str) -> bool:
-    return any(part in name for part in ("swin", "vit", "beit", "eva", "deit"))
 
 
 def _move_stride_to_1x1(body: nn.Module, name: str) -> None:

@@ -373,7 +373,12 @@ class MaskRCNN(nn.Module):
         ]
 
     def _paste(
-        self, found: Detections, mask_logits: Float[Tensor, "_ size size"], size: ImageSize, categories: Categories, threshold: float
+        self,
+        found: Detections,
+        mask_logits: Float[Tensor, "_ size size"],
+        size: ImageSize,
+        categories: Categories,
+        threshold: float,
     ) -> Segments:
         height, width = size.original
         scale = found.boxes.new_tensor([width / size.input[1], height / size.input[0]]).repeat(2)  # x y x y

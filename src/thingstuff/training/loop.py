@@ -233,9 +233,7 @@ def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int)
             value.copy_(now[name])
 
 
-def _validate(
-    segmenter: Segmenter, data: InstanceDataset | None, recipe: Recipe, folder: Path, step: int
-) -> dict[str, Any]:
+def _validate(segmenter: Segmenter, data: InstanceDataset | None, recipe: Recipe, folder: Path, step: int) -> dict[str, Any]:
     """AP of the averaged weights on the validation split, and pictures of its first images. Empty without such data."""
     if data is None:
         return {}
@@ -292,7 +290,9 @@ def _note_validation(
         return
     ap = result["mask"]["AP"] or 0.0
     log.add({"step": state.step, "box_AP": result["box"]["AP"], **{f"mask_{k}": v for k, v in result["mask"].items()}})
-    bar.write(f"step {state.step}: mask AP {ap:.4f}, AP50 {result['mask']['AP50'] or 0:.4f}, box AP {result['box']['AP'] or 0:.4f}")
+    bar.write(
+        f"step {state.step}: mask AP {ap:.4f}, AP50 {result['mask']['AP50'] or 0:.4f}, box AP {result['box']['AP'] or 0:.4f}"
+    )
     if ap > state.best_ap:
         state.best_ap, state.best_step = ap, state.step
         averaged.save(folder / "best.safetensors", notes=_notes(recipe, state))
@@ -365,7 +365,9 @@ def _resume(folder: Path, accelerator: Accelerator, model: nn.Module, average: n
             accelerator.scaler.load_state_dict(content["scaler"])
         return State(**content["state"])
     except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError) as error:
-        raise TrainingError(f"{path} does not belong to this run or is broken: {error}; remove the folder to start again") from error
+        raise TrainingError(
+            f"{path} does not belong to this run or is broken: {error}; remove the folder to start again"
+        ) from error
 
 
 class _Log:

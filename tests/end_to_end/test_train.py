@@ -1,0 +1,161 @@
+"""Whole training runs on two drawn images: results, resuming in the same bits, and what stops a run."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import thingstuff
+from thingstuff.errors import CheckpointError, ConfigError, TrainingError
+from thingstuff.models.mask_rcnn import MaskRCNN
+from thingstuff.training import Recipe, train
+
+OPTIONS = {"steps": 6, "batch_size": 2, "warmup": 2, "validate_every": 3, "save_every": 1, "pictures": 1}
+
+
+def _recipe(shapes: Path, out: Path, **changes: object) -> Recipe:
+    return replace(Recipe(data=str(shapes), model="mask-rcnn-tiny", out=str(out), **OPTIONS), **changes)  # type: ignore[arg-type]
+
+
+def test_a_run_leaves_weights_log_validation_and_pictures(shapes: Path, tmp_path: Path) -> None:
+    result = train(_recipe(shapes, tmp_path / "run"))
+    run = tmp_path / "run"
+    assert {"AP", "AP50"} <= set(result["mask"])
+    assert {path.name for path in (run / "pictures").iterdir()} == {"step_000003_30.png", "step_000006_30.png"}
+    with (run / "log.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "3", "4", "5", "6", "6"]  # a validation has its own row
+    assert float(rows[0]["mask"]) > 0
+    for name in ("best.safetensors", "last.safetensors"):
+        segmenter = thingstuff.load(run / name)
+        assert segmenter.categories.names == ("disk", "square")
+        segmenter.predict(shapes / "images" / "shape-1.png")
+
+
+def test_a_killed_run_resumes_to_the_same_bits(shapes: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = 40
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "thingstuff",
+        "train",
+        "--data",
+        str(shapes),
+        "--model",
+        "mask-rcnn-tiny",
+        "--out",
+        str(killed),
+    ]
+    for name, value in (OPTIONS | {"steps": steps, "validate_every": 100, "save_every": 2}).items():
+        command += ["--" + name.replace("_", "-"), str(value)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | threads)
+    give_up = time.monotonic() + 120
+    while not (killed / "state.pt").exists() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    recipe = _recipe(shapes, killed, steps=steps, validate_every=100, save_every=2)
+    before = torch.load(killed / "state.pt", weights_only=True)["state"]["step"]
+    assert 0 < before < steps
+    train(recipe, resume=True)
+    train(replace(recipe, out=str(whole)))
+    expected, got = load_file(whole / "last.safetensors"), load_file(killed / "last.safetensors")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert (whole / "log.csv").read_text() == (killed / "log.csv").read_text()
+
+
+def test_a_finished_run_resumed_tells_its_last_validation(shapes: Path, tmp_path: Path) -> None:
+    first = train(_recipe(shapes, tmp_path / "run", steps=3))
+    again = train(_recipe(shapes, tmp_path / "run", steps=3), resume=True)
+    assert again["mask"] == first["mask"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    with pytest.raises(TrainingError, match="already holds a run; pass --resume"):
+        train(_recipe(shapes, tmp_path / "run"))
+
+
+def test_resuming_with_another_recipe_names_what_differs(shapes: Path, tmp_path: Path) -> None:
+    train(_recipe(shapes, tmp_path / "run", steps=1, validate_every=100))
+    with pytest.raises(TrainingError, match=r"batch_size was 2, is 1; learning_rate was"):
+        train(
+            replace(_recipe(shapes, tmp_path / "run", steps=1, validate_every=100), batch_size=1, learning_rate=0.5), resume=True
+        )
+
+
+def test_a_broken_state_is_an_error_with_words(shapes: Path, tmp_path: Path) -> None:
+    recipe = _recipe(shapes, tmp_path / "run", steps=1, validate_every=100)
+    train(recipe)
+    (tmp_path / "run" / "state.pt").write_bytes(b"PK not a state")
+    with pytest.raises(TrainingError, match=r"state\.pt does not belong to this run or is broken"):
+        train(recipe, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = MaskRCNN.losses
+
+    def broken(self: MaskRCNN, images: torch.Tensor, targets: list) -> dict[str, torch.Tensor]:
+        return original(self, images, targets) | {"mask": images.sum() * float("nan")}
+
+    monkeypatch.setattr(MaskRCNN, "losses", broken)
+    with pytest.raises(TrainingError, match=r"step 0: loss mask is nan on the images with id (10, 20|20, 10)"):
+        train(_recipe(shapes, tmp_path / "run"))
+
+
+def test_weights_of_losses_must_be_known(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loss_weights names \['maks'\]"):
+        train(_recipe(shapes, tmp_path / "run", loss_weights=(("maks", 2.0),)))
+
+
+def test_an_unknown_model_lists_the_known_ones(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mask-rcnn-r500 is neither a file nor a model to train; these are: mask-rcnn-r50, "):
+        train(_recipe(shapes, tmp_path / "run", model="mask-rcnn-r500"))
+
+
+def test_a_data_set_without_objects_has_nothing_to_learn(shapes: Path, tmp_path: Path) -> None:
+    content = json.loads((shapes / "instances_train.json").read_text())
+    (shapes / "instances_train.json").write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(TrainingError, match="nothing to learn"):
+        train(_recipe(shapes, tmp_path / "run"))
+
+
+def test_splits_with_other_categories_do_not_mix(shapes: Path, tmp_path: Path) -> None:
+    content = json.loads((shapes / "instances_val.json").read_text())
+    content["categories"].append({"id": 8, "name": "star"})
+    (shapes / "instances_val.json").write_text(json.dumps(content))
+    with pytest.raises(TrainingError, match=r"has the category ids \[4, 7, 8\]"):
+        train(_recipe(shapes, tmp_path / "run"))
+
+
+def test_training_goes_on_from_a_checkpoint_of_the_same_categories(shapes: Path, tmp_path: Path, tiny_model: Path) -> None:
+    train(_recipe(shapes, tmp_path / "first", steps=1, validate_every=100))
+    train(_recipe(shapes, tmp_path / "second", steps=1, validate_every=100, model=str(tmp_path / "first" / "last.safetensors")))
+    with pytest.raises(TrainingError, match=r"knows the category ids \[4, 7, 9\]"):
+        train(_recipe(shapes, tmp_path / "third", model=str(tiny_model)))
+
+
+def test_backbone_weights_must_fit(shapes: Path, tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(8, 3, 7, 7)}, tmp_path / "wrong.pth")
+    with pytest.raises(CheckpointError, match=r"does not hold a resnet18: .*bn1\.weight is missing"):
+        train(_recipe(shapes, tmp_path / "run", backbone_weights=str(tmp_path / "wrong.pth")))
+
+
+def test_accumulating_two_batches_of_one_steps_as_often_as_asked(shapes: Path, tmp_path: Path) -> None:
+    train(_recipe(shapes, tmp_path / "run", batch_size=1, accumulate=2, steps=2, validate_every=100))
+    rows = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows if "learning_rate" in row] == [1, 2]

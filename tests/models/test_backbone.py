@@ -1,0 +1,73 @@
+"""timm networks cut into C2..C5."""
+
+import pytest
+import torch
+
+from thingstuff.errors import ConfigError
+from thingstuff.models.backbone import Backbone, BackboneConfig
+
+SMALL = (("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)), ("stem_width", 8))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "efficientnet_lite0",
+        "convnext_atto",
+        "regnetx_002",
+        "mobilenetv3_small_050",
+        "pvt_v2_b0",
+        "swin_tiny_patch4_window7_224",
+    ],
+)
+def test_levels_have_strides_4_to_32_and_the_announced_widths(name: str) -> None:
+    backbone = Backbone(BackboneConfig(name)).eval()
+    with torch.no_grad():
+        levels = backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(level.shape) for level in levels] == [
+        (1, width, 64 // stride, 96 // stride) for width, stride in zip(backbone.channels, (4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_a_network_without_fine_levels_is_refused_with_its_strides() -> None:
+    with pytest.raises(ConfigError, match=r"vit_tiny_patch16_224 gives the strides \[16, 16, 16\] and lacks \[4, 8, 32\]"):
+        Backbone(BackboneConfig("vit_tiny_patch16_224"))
+
+
+def test_an_unknown_network_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="no_such_net"):
+        Backbone(BackboneConfig("no_such_net"))
+
+
+def test_an_unknown_option_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="no_such_option"):
+        Backbone(BackboneConfig("resnet18", options=(("no_such_option", 1),)))
+
+
+def test_stride_in_1x1_moves_the_stride_and_nothing_else() -> None:
+    options = (*SMALL, ("layers", (1, 2, 1, 1)))
+    plain = Backbone(BackboneConfig("resnet50", options)).body
+    moved = Backbone(BackboneConfig("resnet50", options, stride_in_1x1=True)).body
+    assert plain.get_submodule("layer2.0.conv2").stride == (2, 2)
+    assert moved.get_submodule("layer2.0.conv1").stride == (2, 2)
+    assert moved.get_submodule("layer2.0.conv2").stride == (1, 1)
+    assert moved.get_submodule("layer1.0.conv1").stride == (1, 1)  # the first stage has no stride to move
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in moved.state_dict().items()}
+
+
+def test_stride_in_1x1_needs_bottlenecks() -> None:
+    with pytest.raises(ConfigError, match="resnet18 has none"):
+        Backbone(BackboneConfig("resnet18", SMALL, stride_in_1x1=True))
+
+
+def test_frozen_norms_keep_statistics_and_scales_through_training() -> None:
+    backbone = Backbone(BackboneConfig("resnet18", SMALL, frozen_norms=True, norm_eps=0.0)).train()
+    norm = backbone.body.get_submodule("bn1")
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    before = norm.running_mean.clone()  # type: ignore[union-attr]
+    backbone(torch.randn(2, 3, 32, 32))
+    assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
+    assert not norm.weight.requires_grad
+    assert norm.eps == 0.0
+    assert backbone.body.get_submodule("conv1").weight.requires_grad

@@ -1,0 +1,81 @@
+"""Parts of the training loop that can be checked by hand; whole runs are in tests/end_to_end/test_train.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from thingstuff.errors import TrainingError
+from thingstuff.structures.images import Targets
+from thingstuff.training import loop
+
+
+def _target(image_id: int) -> Targets:
+    return Targets(
+        image_id=image_id,
+        size=(4, 4),
+        boxes=torch.zeros(0, 4),
+        classes=torch.zeros(0, dtype=torch.int64),
+        masks=torch.zeros(0, 4, 4, dtype=torch.bool),
+        is_crowd=torch.zeros(0, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_is_named_with_its_images(value: float) -> None:
+    terms = {"class": torch.tensor(1.0), "mask": torch.tensor(value)}
+    with pytest.raises(TrainingError, match=rf"step 7: loss mask is {value} on the images with id 31, 42"):
+        loop._finite(terms, [_target(31), _target(42)], step=7)
+
+
+def test_finite_losses_come_back_as_numbers() -> None:
+    assert loop._finite({"class": torch.tensor(1.5), "mask": torch.tensor(0.25)}, [], 0) == {"class": 1.5, "mask": 0.25}
+
+
+def test_the_average_moves_by_what_the_decay_leaves() -> None:
+    model, average = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        average.weight.fill_(0.0)
+    loop._move_average(average, model, decay=0.9, step=10_000)
+    assert average.weight.item() == pytest.approx(0.1)
+
+
+def test_a_young_average_forgets_faster() -> None:
+    model, average = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        average.weight.fill_(0.0)
+    loop._move_average(average, model, decay=0.9, step=1)  # (1 + 1) / (10 + 1) stays
+    assert average.weight.item() == pytest.approx(1 - 2 / 11)
+
+
+def test_the_average_takes_over_counters_as_they_are() -> None:
+    model, average = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    model.num_batches_tracked.fill_(5)  # type: ignore[union-attr]
+    loop._move_average(average, model, decay=0.9, step=100)
+    assert average.num_batches_tracked == 5
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    decayed, free = loop._parameter_groups(model, 0.05)
+    assert decayed["weight_decay"] == 0.05
+    assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(4, 3, 3, 3), (2, 4)]
+    assert free["weight_decay"] == 0.0
+    assert len(free["params"]) == 4
+
+
+def test_a_log_resumed_drops_the_rows_after_the_state(tmp_path: Path) -> None:
+    log = loop._Log(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.add({"step": step, "loss": float(step)})
+    log.flush()
+    resumed = loop._Log(tmp_path, 2)
+    resumed.add({"step": 3, "loss": 9.0, "mask_AP": 0.5})
+    resumed.flush()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [1.0, 2.0, 9.0]
+    assert (tmp_path / "log.csv").read_text().splitlines() == ["step,loss,mask_AP", "1,1.0,", "2,2.0,", "3,9.0,0.5"]
