@@ -199,7 +199,9 @@ class _ImageFolder:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(path) as image:
                     stored = (image.height, image.width)
-                    turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_TURNED
+                    # asking a PNG for EXIF that its header doesn't hold decodes all of it
+                    has_exif = image.format != "PNG" or "exif" in image.info
+                    turned = has_exif and image.getexif().get(EXIF_ORIENTATION) in EXIF_TURNED
         except Image.DecompressionBombError:
             return  # more pixels than Pillow opens unasked: read_image has the limit, and names it
         except UnidentifiedImageError as error:
@@ -323,7 +325,8 @@ def _read_mask(segmentation: Any, size: tuple[int, int], where: str) -> Mask:
             segmentation = [segmentation]  # one polygon, its list of polygons left out: what it means is plain
         for part, polygon in enumerate(segmentation):
             _check_polygon(polygon, size, f"{where}: polygon {part}")
-        make = lambda: Mask.from_polygons(segmentation, size)  # noqa: E731
+        outlines = [[float(value) for value in polygon] for polygon in segmentation]
+        make = lambda: Mask.from_polygons(outlines, size)  # noqa: E731
     else:
         raise _Problem(f"{where}: 'segmentation' is {_shown(segmentation)}; give polygons or an RLE")
     try:

@@ -5,7 +5,7 @@ step holds follows from (seed, step) and what happens to an image from (seed, ep
 number of workers nor an interruption changes a run, and several processes share each step without talking to each other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -44,9 +44,7 @@ class ImageCache:
             raise AnnotationError(f"image {record.image_id}: has no file; open the data set with its images")
         image = read_image(record.path, max_pixels=self.max_pixels)
         if image.shape[:2] != record.size:
-            raise AnnotationError(
-                f"{record.path}: has height and width {image.shape[:2]}, its annotations say {record.size}"
-            )
+            raise AnnotationError(f"{record.path}: has height and width {image.shape[:2]}, its annotations say {record.size}")
         if self.bytes_held + image.nbytes <= self.byte_limit:
             self.bytes_held += image.nbytes
             self._images[record.image_id] = image
@@ -103,7 +101,7 @@ class TrainingLoader:
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, ORDER, epoch)).permutation(len(self.dataset))
 
-    def batches(self, start_step: int = 0) -> Iterator[tuple[ImageBatch, list[Targets]]]:
+    def batches(self, start_step: int = 0) -> Generator[tuple[ImageBatch, list[Targets]], None, None]:
         """The batches of steps start_step, start_step + 1, ... without end. Closing the iterator ends the workers.
 
         Raises:

@@ -209,9 +209,7 @@ def tight_boxes(masks: Bool[Tensor, "objects height width"]) -> Float[Tensor, "o
     return torch.stack((x1, y1, x2, y2), dim=1).float()
 
 
-def _turn(
-    view: tv_tensors.Image, masks: tv_tensors.Mask, augmentation: Augmentation, random: np.random.Generator
-) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+def _turn(view: Tensor, masks: Tensor, augmentation: Augmentation, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     if random.random() < augmentation.horizontal_flip:
         view, masks = F.horizontal_flip(view), F.horizontal_flip(masks)
     if random.random() < augmentation.vertical_flip:
@@ -222,7 +220,7 @@ def _turn(
     return view, masks
 
 
-def _recolour(view: tv_tensors.Image, augmentation: Augmentation, random: np.random.Generator) -> tv_tensors.Image:
+def _recolour(view: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:
     # each amount is drawn whether or not it is used, so that adding one kind of jitter leaves the others' draws alone
     brightness, contrast, saturation, hue = random.uniform(-1, 1, size=4)
     greyscale, invert = random.random(2)
