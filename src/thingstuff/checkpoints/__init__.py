@@ -1,0 +1,53 @@
+"""Reading and writing weights: our own files, and those of other libraries, whose layout is found from their arrays alone."""
+
+import re
+from pathlib import Path
+
+from torch import nn
+
+from thingstuff.checkpoints import detectron2, mmdetection, torchvision
+from thingstuff.checkpoints.files import build, read_weights, shapes_of
+from thingstuff.checkpoints.rules import convert
+from thingstuff.errors import CheckpointError, ConfigError
+from thingstuff.models.mask_rcnn import MaskRCNN
+from thingstuff.structures.categories import Categories
+from thingstuff.structures.images import Preprocessing
+
+LAYOUTS = (torchvision, detectron2, mmdetection)
+
+# Names by which files of other families are known, tried before the layouts above.
+_OTHER_FAMILIES = (
+    (r"model\.pixel_level_module\..+", "Mask2Former or MaskFormer from Hugging Face"),
+    (r"(attn_mask_probs|upscale_block\..+)", "EoMT"),
+    (r"proto_net\..+", "YOLACT in its authors' layout"),
+    (r"bbox_head\.(cate|ins|kernel|feature)_convs.*", "SOLO or SOLOv2 in their authors' layout"),
+    (r"transformer\.(encoder|decoder)\..+", "a DETR-like network"),
+    (r"(conv1_w|res2_0_branch2a_w|fc1000_w|pred_w)", "a Caffe2 network"),
+)
+_BACKBONE_ALONE = re.compile(r"(conv1|stem\.conv1|layer1\.0\.conv1|patch_embed\..+|features\.0\.0|conv_stem|stem_0)\.weight")
+
+
+def load_foreign(path: str | Path) -> tuple[nn.Module, Categories, Preprocessing]:
+    """The model in a file of torchvision, detectron2 or MMDetection, with what its classes mean and the images it expects.
+
+    Raises:
+        CheckpointError: unsafe, broken, of a family not supported, or not fitting the network it describes. The file is named.
+    """
+    file = read_weights(path)
+    name = str(path)
+    for pattern, family in _OTHER_FAMILIES:
+        if any(re.fullmatch(pattern, key) for key in file.tensors):
+            raise CheckpointError(f"{name}: is {family}, which is not supported yet")
+    layout = next((layout for layout in LAYOUTS if layout.detect(file.tensors)), None)
+    if layout is None:
+        if any(_BACKBONE_ALONE.fullmatch(key) for key in file.tensors):
+            raise CheckpointError(f"{name}: holds a backbone alone; it can start a training but segments nothing by itself")
+        known, seen = ", ".join(layout.LIBRARY for layout in LAYOUTS), ", ".join(list(file.tensors)[:3])
+        raise CheckpointError(f"{name}: its {len(file.tensors)} arrays ({seen} ...) are of no layout known here ({known})")
+    try:
+        description = layout.describe(file.tensors, file.meta, name)
+        shapes = shapes_of(MaskRCNN, description.config)
+    except ConfigError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    tensors = convert(file.tensors, description.rules, shapes, name)
+    return build(MaskRCNN, description.config, tensors), description.categories, description.preprocessing

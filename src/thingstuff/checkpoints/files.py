@@ -19,6 +19,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from thingstuff.checkpoints.pickles import read_numpy_pickle, refuse_unknown, survey_torch_archive
 from thingstuff.checkpoints.plain import from_plain, to_plain
@@ -164,28 +165,34 @@ def read(path: str | Path) -> tuple[nn.Module, Categories, Preprocessing]:
     tensors = _read_safetensors(path)
     _refuse_reaching_out(header.config, len(tensors), path)
     kind, _ = ARCHITECTURES[header.architecture]
-    return build(kind, header.config, tensors, str(path)), header.categories, header.preprocessing
-
-
-def build(kind: type[nn.Module], config: Any, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
-    """A model of a config with these weights, in evaluation mode; shapes are compared before any memory is taken for it.
-
-    Raises:
-        CheckpointError: names or shapes differ.
-    """
     try:
-        demand_fit(tensors, shapes_of(kind, config), name)
-        model = kind(config)
+        demand_fit(tensors, shapes_of(kind, header.config), str(path))
     except ConfigError as error:
-        raise CheckpointError(f"{name}: {error}") from error
-    model.load_state_dict(dict(tensors))
-    return model.eval()
+        raise CheckpointError(f"{path}: {error}") from error
+    return build(kind, header.config, tensors), header.categories, header.preprocessing
 
 
 def shapes_of(kind: type[nn.Module], config: Any) -> dict[str, torch.Size]:
     """Shapes of a model's parameters and buffers, without memory for them."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoRandomNumbers():
         return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
+
+
+def build(kind: type[nn.Module], config: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A model of a config with these weights, in evaluation mode; they must fit `shapes_of` it."""
+    with _NoRandomNumbers():
+        model = kind(config)
+    model.load_state_dict(dict(tensors))
+    return model.eval()
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves out the draws of a fresh network's weights, half the time of loading one; all of them are about to be replaced."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _refuse_reaching_out(config: Any, count: int, path: Path) -> None:

@@ -1,0 +1,170 @@
+"""What a Mask R-CNN file is: every size of the network, read from its arrays once they carry our names."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from thingstuff.checkpoints.rules import Rule
+from thingstuff.errors import CheckpointError
+from thingstuff.models.backbone import BackboneConfig
+from thingstuff.models.fpn import Norm
+from thingstuff.models.mask_rcnn import MaskRCNNConfig
+from thingstuff.structures.categories import COCO_THINGS, COCO_THINGS_WITH_GAPS, Categories
+from thingstuff.structures.images import Preprocessing
+
+
+@dataclass(frozen=True)
+class Description:
+    """A foreign file as its layout reads it: what to build, how to fill it, and what goes in and comes out."""
+
+    config: MaskRCNNConfig
+    preprocessing: Preprocessing
+    categories: Categories
+    rules: tuple[Rule, ...]
+
+
+def refuse_unsupported(names: Sequence[str], table: Sequence[tuple[str, str]], name: str, library: str) -> None:
+    """Raise a CheckpointError for the first entry (pattern, what it is) of `table` that fits a parameter name as a whole."""
+    for pattern, what in table:
+        compiled = re.compile(pattern)
+        culprit = next((key for key in names if compiled.fullmatch(key)), None)
+        if culprit:
+            raise CheckpointError(f"{name}: {what} ({library}, seen by {culprit}) is not supported yet")
+
+
+def categories_for(classes: int) -> Categories:
+    """COCO's where the number of classes says so, else numbered ones."""
+    return {80: COCO_THINGS, 90: COCO_THINGS_WITH_GAPS}.get(classes) or Categories.numbered(classes)
+
+
+def count(tensors: Mapping[str, Tensor], pattern: str, name: str) -> int:
+    """How many numbered parts (group 1 of the pattern) there are; they must be numbered from 0 without gaps."""
+    compiled = re.compile(pattern)
+    numbers = {int(match[1]) for key in tensors if (match := compiled.fullmatch(key))}
+    if numbers and max(numbers) != len(numbers) - 1:
+        raise CheckpointError(f"{name}: the parts named {pattern} are numbered {sorted(numbers)[:8]}, with gaps")
+    return len(numbers)
+
+
+def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str) -> MaskRCNNConfig:
+    """The config that these arrays, under our names, fit; what no array shows keeps its default.
+
+    Raises:
+        CheckpointError: an array that every Mask R-CNN on FPN has is missing.
+    """
+
+    def shape(key: str) -> Sequence[int]:
+        if key not in tensors:
+            raise CheckpointError(f"{name}: looks like a Mask R-CNN on FPN but lacks what becomes {key} here")
+        return tensors[key].shape
+
+    channels = shape("neck.output.0.conv.weight")[0]
+    box_convs = count(tensors, r"box_head\.convs\.(\d+)\.conv\.weight", name)
+    mask_convs = count(tensors, r"mask_head\.convs\.(\d+)\.conv\.weight", name)
+    box_channels = shape("box_head.convs.0.conv.weight")[0] if box_convs else channels
+    box_width, box_inputs = shape("box_head.fcs.0.weight")
+    classes = shape("box_head.classes.weight")[0] - 1
+    if classes < 1 or box_inputs < box_channels:
+        raise CheckpointError(
+            f"{name}: its box head has {classes + 1} class logits on {box_inputs} inputs, which is no Mask R-CNN"
+        )
+    return MaskRCNNConfig(
+        backbone=resnet_config(tensors, name),
+        classes=classes,
+        channels=channels,
+        neck_norm=_norm(tensors, "neck.lateral.0"),
+        head_norm=_norm(tensors, "box_head.convs.0" if box_convs else "mask_head.convs.0"),
+        rpn_convs=count(tensors, r"rpn\.convs\.(\d+)\.conv\.weight", name),
+        box_convs=box_convs,
+        box_channels=box_channels,
+        box_fcs=count(tensors, r"box_head\.fcs\.(\d+)\.weight", name),
+        box_width=box_width,
+        mask_convs=mask_convs,
+        mask_channels=shape("mask_head.upsample.weight")[1],
+        box_pool=math.isqrt(box_inputs // box_channels),
+        class_agnostic_boxes=classes > 1 and shape("box_head.deltas.weight")[0] == 4,
+        class_agnostic_masks=classes > 1 and shape("mask_head.logits.weight")[0] == 1,
+    )
+
+
+def demand_anchor_count(config: MaskRCNNConfig, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Anchors are computed, not stored: with another number of them than expected, nobody knows their shapes."""
+    stored = tensors["rpn.objectness.weight"].shape[0] if "rpn.objectness.weight" in tensors else 0
+    if stored != len(config.anchor_ratios):
+        raise CheckpointError(
+            f"{name}: has {stored} anchors a cell where this layout has {len(config.anchor_ratios)}, and does not say which"
+        )
+
+
+# timm's names of the depths with everything else standard: (has bottleneck blocks, blocks in each stage)
+_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+}
+_STANDARD_CHANNELS = (64, 128, 256, 512)  # before a bottleneck's expansion by 4
+
+
+def resnet_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
+    """A ResNet, ResNeXt or wide ResNet of any depth (He et al., 2015, table 1; Xie et al., 2016, arXiv:1611.05431, section 3)."""
+    body = "backbone.body."
+    blocks = tuple(count(tensors, rf"backbone\.body\.layer{stage}\.(\d+)\.conv1\.weight", name) for stage in (1, 2, 3, 4))
+    if 0 in blocks or body + "conv1.weight" not in tensors:
+        raise CheckpointError(f"{name}: its backbone is no ResNet (blocks in its four stages: {blocks})")
+    if tensors[body + "conv1.weight"].shape[0] != 64:
+        raise CheckpointError(
+            f"{name}: its backbone starts with {tensors[body + 'conv1.weight'].shape[0]} channels where a ResNet has 64; "
+            "RegNet and other relatives are not supported yet"
+        )
+    bottleneck = body + "layer1.0.conv3.weight" in tensors
+    last = "conv3" if bottleneck else "conv2"
+    widths = [tensors.get(f"{body}layer{stage}.0.{last}.weight") for stage in (1, 2, 3, 4)]
+    middle = tensors.get(body + "layer1.0.conv2.weight")
+    if any(kernel is None for kernel in widths) or middle is None or middle.ndim != 4:
+        raise CheckpointError(f"{name}: the blocks of its backbone are not those of a ResNet")
+    channels = tuple(kernel.shape[0] // (4 if bottleneck else 1) for kernel in widths if kernel is not None)
+    options: list[tuple[str, object]] = []
+    known = _RESNETS.get((bottleneck, blocks))
+    if known is None:
+        options.append(("layers", blocks))
+    if channels != _STANDARD_CHANNELS:
+        options.append(("channels", channels))
+    if bottleneck:
+        groups = middle.shape[0] // middle.shape[1]
+        base_width = middle.shape[0] * 64 // (channels[0] * groups) if channels[0] and groups else 64
+        options += [("cardinality", groups)] if groups != 1 else []
+        options += [("base_width", base_width)] if base_width != 64 else []
+    if body + "bn1.running_mean" not in tensors:
+        options.append(("norm_layer", "groupnorm"))
+    return BackboneConfig(
+        known or ("resnet50" if bottleneck else "resnet18"), tuple(options), frozen_norms=has_frozen_norms(tensors)
+    )
+
+
+def backwards(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    """From B, G, R to R, G, B, or back."""
+    return values[2], values[1], values[0]
+
+
+def has_frozen_norms(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the backbone's batch norms were never trained: frozen ones store no count of batches."""
+    return "backbone.body.bn1.running_mean" in tensors and "backbone.body.bn1.num_batches_tracked" not in tensors
+
+
+def is_grouped(config: BackboneConfig) -> bool:
+    return any(key == "cardinality" for key, _ in config.options)
+
+
+def is_group_normed(config: BackboneConfig) -> bool:
+    return ("norm_layer", "groupnorm") in config.options
+
+
+def _norm(tensors: Mapping[str, Tensor], part: str) -> Norm:
+    if f"{part}.norm.running_mean" in tensors:
+        return Norm.BATCH
+    return Norm.GROUP if f"{part}.norm.weight" in tensors else Norm.NONE
