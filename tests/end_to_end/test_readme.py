@@ -1,0 +1,100 @@
+"""README.md does what it says: its commands and its Python run, its names exist, its links lead somewhere."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from thingstuff import cli, demo, segmenter
+from thingstuff.models.catalog import CATALOG
+from thingstuff.structures.categories import Categories, Category
+
+HOME = Path(__file__).parents[2]
+README = (HOME / "README.md").read_text(encoding="utf-8")
+QUICK = {"mask-rcnn-lite0": "mask-rcnn-tiny", "2000": "2"}  # words of the README -> what a test can wait for
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    split = (shlex.split(line, comments=True) for line in lines)
+    return [words for words in split if words and words[0] == program]
+
+
+@pytest.fixture
+def nuclei(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled model, or, in a clone that has none, one with random weights in its place."""
+    if "nuclei" not in segmenter.bundled_models():
+        stand_in = segmenter.load(tiny_model, device="cpu")
+        stand_in.categories = Categories((Category(1, "nucleus"), Category(2, "cell"), Category(3, "dirt")))
+        stand_in.save(tmp_path / "bundled" / "nuclei.safetensors")
+        monkeypatch.setattr(segmenter, "BUNDLED", tmp_path / "bundled")
+
+
+@pytest.fixture
+def home_of_a_user(shapes: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the files that the README speaks of."""
+    for path in shapes.glob("instances_*.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"categories": [{"id": 4, "name": "nucleus"}, {"id": 7, "name": "square"}]}))
+    shutil.copytree(shapes / "images", tmp_path / "photos")
+    shutil.copy(demo.images()[1], tmp_path / "photos" / "a.png")
+    shutil.copy(tiny_model, tmp_path / "my-model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_run_one_after_the_other(home_of_a_user: Path, nuclei: None, capsys: pytest.CaptureFixture[str]):
+    written = commands("thingstuff")
+    assert {words[1] for words in written} == {"predict", "evaluate", "train"}
+    for words in written:
+        quick = [QUICK.get(word, word) for word in words[1:]]
+        assert cli.main(quick) == 0, (words, capsys.readouterr().err)
+        if "--json" in words:
+            assert isinstance(json.loads(capsys.readouterr().out.splitlines()[-1]), dict)
+        capsys.readouterr()
+    assert (home_of_a_user / "results" / "predictions.json").exists()
+    assert (home_of_a_user / "runs" / "first" / "best.safetensors").exists()
+
+
+def test_the_python_runs(home_of_a_user: Path, nuclei: None, capsys: pytest.CaptureFixture[str]):
+    (code,) = blocks("python")
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("Segments(")
+    assert (home_of_a_user / "nuclei.png").exists()
+    assert isinstance(names["results"], list)
+    assert len(names["results"]) == len(names["masks"])  # type: ignore[arg-type]
+
+
+def test_every_make_target_exists():
+    for words in commands("make"):
+        done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=HOME, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert [words[1] for words in commands("make")] == ["demo", "test"]
+
+
+def test_every_extra_that_pip_is_given_exists():
+    extras = {extra for words in commands("pip") for extra in re.findall(r"\[(\w+)\]", words[-1])}
+    assert extras
+    for extra in extras:
+        assert re.search(rf"^{extra} = \[", (HOME / "pyproject.toml").read_text(), flags=re.MULTILINE)
+
+
+def test_every_model_named_is_in_the_catalog():
+    named = set(re.findall(r"mask-rcnn-[\w-]+", README))
+    assert named <= CATALOG.keys()
+    assert CATALOG.keys() - named == {"mask-rcnn-tiny"}  # for tests, not for people
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "src/thingstuff/demo/README.md"])
+def test_every_link_to_a_file_leads_to_one(page: str):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (HOME / page).read_text(encoding="utf-8")):
+        assert ((HOME / page).parent / target).exists(), f"{page} links to {target}"
