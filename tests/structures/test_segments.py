@@ -30,7 +30,7 @@ def three() -> Segments:
 
 def test_segments_are_iterated_one_at_a_time():
     cat, dog, sky = three()
-    assert cat == Segment(CATEGORIES[0], 0.5, (0, 0, 2, 2), LEFT)
+    assert cat == Segment(CATEGORIES[0], 0.5, (0.0, 0.0, 2.0, 2.0), LEFT)
     assert (dog.category.name, dog.score, dog.area, dog.is_thing) == ("dog", 0.75, 4, True)
     assert (sky.box, sky.is_thing) == ((0, 0, 4, 1), False)
     assert len(three()) == 3
@@ -150,14 +150,15 @@ def test_coco_results_come_back_as_they_went():
 def test_annotations_without_score_and_box_are_sure_and_tight():
     entry = {"category_id": 17, "segmentation": [[1, 0, 3, 0, 3, 2, 1, 2]]}
     (segment,) = Segments.from_coco([entry], SIZE, CATEGORIES)
-    assert segment == Segment(CATEGORIES[0], 1.0, (1, 0, 3, 2), MIDDLE)
+    assert segment == Segment(CATEGORIES[0], 1.0, (1.0, 0.0, 3.0, 2.0), MIDDLE)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"category_id": 5}, AnnotationError, "category id 5 is not among"),
-        ({"category_id": None}, AnnotationError, "category id None"),
+        ({"category_id": None}, AnnotationError, "category id None is not among"),
+        ({"category_id": [17]}, AnnotationError, r"category id \[17\] is not among"),
         ({"score": "high"}, AnnotationError, r"results\[1\]: \"score\" must be a finite number"),
         ({"score": float("nan")}, AnnotationError, "finite number"),
         ({"bbox": [1, 2, 3]}, AnnotationError, r"results\[1\]: \"bbox\" must be"),

@@ -70,11 +70,11 @@ class Categories:
             raise AnnotationError(f"class {class_} does not exist: these {len(self.items)} categories are classes 0 and up")
         return self.items[class_]
 
-    def class_of(self, category_id: int) -> int:
+    def class_of(self, category_id: object) -> int:
         """The class (index from 0) of a data set's category id."""
         try:
-            return self._class_of_id[category_id]
-        except KeyError:
+            return self._class_of_id[category_id]  # type: ignore[index]
+        except (KeyError, TypeError):  # TypeError: a list or an object where a file should have a number
             known = ", ".join(str(id_) for id_ in self.ids[:10]) + (", ..." if len(self.items) > 10 else "")
             raise AnnotationError(
                 f"category id {category_id} is not among these {len(self.items)} categories (ids {known or 'none'}); "

@@ -1,0 +1,591 @@
+import io
+import json
+import struct
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from thingstuff.errors import ConfigError, ImageError, SizeError
+from thingstuff.structures.images import (
+    DEFAULT_MAX_PIXELS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageBatch,
+    ImageSize,
+    Preprocessing,
+    Resize,
+    Targets,
+    read_image,
+)
+
+RED, GREEN, BLUE, WHITE, BLACK = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0]
+FLAG = np.array([[RED, GREEN, BLUE], [BLACK, WHITE, RED]], np.uint8)  # 2 rows, 3 columns
+
+
+def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format_, **options)
+    return stream.getvalue()
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(7).integers(0, 256, (height, width, 3), np.uint8)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("format_", ["PNG", "BMP", "TIFF", "PPM", "TGA"])
+def test_every_kind_of_source_gives_the_same_pixels(tmp_path: Path, format_: str):
+    path = tmp_path / "flag.bin"  # the content says what a file is, not its suffix
+    path.write_bytes(encoded(Image.fromarray(FLAG), format_))
+    for source in (
+        path,
+        str(path),
+        path.read_bytes(),
+        bytearray(path.read_bytes()),
+        memoryview(path.read_bytes()),
+        Image.open(path),
+    ):
+        pixels = read_image(source)
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.c_contiguous
+        assert pixels.flags.writeable
+        np.testing.assert_array_equal(pixels, FLAG)
+
+
+def test_jpeg_and_webp_are_read(tmp_path: Path):
+    smooth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (48, 64, 3)).copy()
+    for format_ in ("JPEG", "WEBP"):
+        pixels = read_image(encoded(Image.fromarray(smooth), format_, quality=95))
+        assert np.abs(pixels.astype(int) - smooth).max() < 16  # lossy
+
+
+def test_an_image_of_one_pixel_is_read():
+    assert read_image(encoded(Image.new("RGB", (1, 1), "red"), "PNG")).tolist() == [[RED]]
+
+
+# what a file of each EXIF orientation (TIFF 6.0, tag 274) stores for the upright FLAG
+STORED = {
+    1: FLAG,
+    2: FLAG[:, ::-1],
+    3: FLAG[::-1, ::-1],
+    4: FLAG[::-1],
+    5: FLAG.transpose(1, 0, 2),
+    6: np.rot90(FLAG, 1),
+    7: np.rot90(FLAG.transpose(1, 0, 2), 2),
+    8: np.rot90(FLAG, -1),
+}
+
+
+@pytest.mark.parametrize("format_", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_applied_once(orientation: int, format_: str):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
+    data = encoded(stored, format_, exif=exif, **({"lossless": True} if format_ == "WEBP" else {}))
+    np.testing.assert_array_equal(read_image(data), FLAG)
+    np.testing.assert_array_equal(read_image(Image.open(io.BytesIO(data))), FLAG)
+
+
+def test_an_orientation_that_does_not_exist_and_a_broken_exif_block_change_nothing():
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    np.testing.assert_array_equal(read_image(encoded(Image.fromarray(FLAG), "PNG", exif=exif)), FLAG)
+    np.testing.assert_array_equal(
+        read_image(encoded(Image.fromarray(FLAG), "PNG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff")), FLAG
+    )
+
+
+def test_grey_and_black_and_white_images_become_rgb():
+    assert read_image(encoded(Image.new("L", (1, 1), 77), "PNG")).tolist() == [[[77, 77, 77]]]
+    assert read_image(encoded(Image.fromarray(np.array([[False, True]])), "PNG")).tolist() == [[BLACK, WHITE]]
+
+
+def test_16_bit_samples_lose_their_lower_8_bits():
+    deep = np.array([[0, 255, 256, 0x1234, 65535]], np.uint16)
+    shifted = [[[v] * 3 for v in (0, 0, 1, 0x12, 255)]]
+    for format_ in ("PNG", "TIFF", "PPM"):
+        assert read_image(encoded(Image.fromarray(deep), format_)).tolist() == shifted
+    assert read_image(deep).tolist() == shifted
+    assert read_image(torch.from_numpy(deep)).tolist() == shifted
+
+
+def test_16_bit_rgb_png_loses_its_lower_8_bits_too():
+    row = b"\0" + struct.pack(">3H", 0x1234, 0xFFFF, 0x00FF)
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")
+    assert read_image(PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks)).tolist() == [[[0x12, 0xFF, 0x00]]]
+
+
+def test_a_12_bit_tiff_drops_4_bits():
+    # one row of two samples, 0xABC and 0x123, packed into three bytes
+    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    tiff = b"II*\0" + struct.pack("<I", 12) + bytes([0xAB, 0xC1, 0x23, 0]) + directory + bytes(4)
+    assert read_image(tiff).tolist() == [[[0xAB] * 3, [0x12] * 3]]
+
+
+def test_32_bit_integers_are_refused_and_floats_must_lie_in_0_to_1():
+    with pytest.raises(ImageError, match="32-bit integer samples have no agreed range; convert"):
+        read_image(encoded(Image.fromarray(np.array([[70000]], np.int32)), "TIFF"))
+    assert read_image(encoded(Image.fromarray(np.array([[0.5]], np.float32)), "TIFF")).tolist() == [[[128] * 3]]
+    with pytest.raises(ImageError, match=r"float samples must lie in 0\.\.1, these span 0\.5\.\.7"):
+        read_image(encoded(Image.fromarray(np.array([[0.5, 7]], np.float32)), "TIFF"))
+
+
+def test_palettes_and_cmyk_become_rgb():
+    np.testing.assert_array_equal(read_image(encoded(Image.fromarray(FLAG).quantize(8), "PNG")), FLAG)
+    cyan = Image.new("CMYK", (1, 1), (255, 0, 0, 0))
+    assert read_image(encoded(cyan, "TIFF")).tolist() == [[[0, 255, 255]]]
+    assert read_image(cyan).tolist() == [[[0, 255, 255]]]
+
+
+def test_transparency_is_shown_on_white_whatever_colour_hides_under_it():
+    rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
+    shown = [[RED, WHITE, [127] * 3]]  # half black on white: 255 - 128
+    assert read_image(encoded(Image.fromarray(rgba), "PNG")).tolist() == shown
+    assert read_image(rgba).tolist() == shown
+    assert read_image(torch.from_numpy(rgba.repeat(5, axis=0))).tolist() == shown * 5
+    grey_alpha = Image.fromarray(np.array([[[9, 255], [9, 0]]], np.uint8), "LA")
+    assert read_image(encoded(grey_alpha, "PNG")).tolist() == [[[9] * 3, WHITE]]
+
+
+def test_a_transparent_palette_entry_is_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *BLUE])
+    image.putpixel((1, 0), 1)
+    assert read_image(encoded(image, "PNG", transparency=1)).tolist() == [[RED, WHITE]]
+    assert read_image(encoded(image, "PNG", transparency=b"\xff\x00")).tolist() == [[RED, WHITE]]
+    assert read_image(encoded(image, "GIF", transparency=1)).tolist() == [[RED, WHITE]]
+
+
+def test_a_transparent_grey_value_is_white():
+    grey = Image.fromarray(np.array([[10, 20]], np.uint8))
+    assert read_image(encoded(grey, "PNG", transparency=20)).tolist() == [[[10] * 3, WHITE]]
+
+
+@pytest.mark.parametrize("format_", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_of_an_animation_the_first_frame_is_read(format_: str):
+    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if format_ == "WEBP" else {}
+    data = encoded(frames[0], format_, save_all=True, append_images=frames[1:], **options)
+    assert read_image(data).tolist() == [[RED, RED], [RED, RED]]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_large_images_are_converted_in_strips_without_a_seam(monkeypatch: pytest.MonkeyPatch, mode: str):
+    image = Image.fromarray(noise(41, 23)).convert("L" if mode == "I;16" else mode).convert(mode)
+    whole = read_image(image)
+    monkeypatch.setattr("thingstuff.structures.images._STRIP_PIXELS", 5 * 23)  # 8 strips of 5 rows, and one of 1
+    np.testing.assert_array_equal(read_image(image), whole)
+
+
+# --- what can't be read ---
+
+
+def test_a_missing_file_a_folder_and_an_empty_file_are_named(tmp_path: Path):
+    with pytest.raises(ImageError, match=r"nowhere\.jpg: no such file"):
+        read_image(tmp_path / "nowhere.jpg")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ImageError, match=r"empty\.jpg: is empty \(0 bytes\)"):
+        read_image(tmp_path / "empty.jpg")
+    with pytest.raises(ImageError, match="can't be opened"):
+        read_image("nul\0byte.png")
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, world, this is text", b"\x00" * 64, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "notes.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=r"notes\.jpg: not an image that can be read"):
+        read_image(tmp_path / "notes.jpg")
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_a_truncated_file_is_named(tmp_path: Path, format_: str):
+    data = encoded(Image.fromarray(noise(64, 64)), format_)
+    for kept in (4, 20, len(data) // 2):
+        (tmp_path / "half.img").write_bytes(data[:kept])
+        with pytest.raises(ImageError, match=r"half\.img: "):
+            read_image(tmp_path / "half.img")
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM"]), st.integers(0, 400), st.binary(min_size=1, max_size=8)
+)
+def test_a_damaged_file_is_an_image_or_an_image_error(format_: str, position: int, damage: bytes):
+    data = bytearray(encoded(Image.fromarray(noise(8, 8)), format_))
+    position %= len(data)
+    data[position : position + len(damage)] = damage
+    try:
+        pixels = read_image(bytes(data), max_pixels=10_000)
+    except ImageError:
+        return
+    assert pixels.shape[2] == 3
+
+
+def test_what_is_no_source_is_refused_by_its_type():
+    with pytest.raises(ImageError, match="not NoneType"):
+        read_image(None)
+    with pytest.raises(ImageError, match="not list"):
+        read_image([[1, 2], [3, 4]])
+
+
+# --- size limits ---
+
+
+def test_an_image_over_the_limit_is_refused_by_its_header_alone(tmp_path: Path):
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b""))  # nothing to decode
+    begin = time.perf_counter()
+    with pytest.raises(
+        ImageError,
+        match=r"huge\.png: 20,000 x 20,000 = 400,000,000 pixels is over the limit of 200,000,000; raise the limit \(max_pixels\)",
+    ):
+        read_image(tmp_path / "huge.png")
+    assert time.perf_counter() - begin < 1
+
+
+def test_an_image_over_pillows_own_limit_is_read_without_a_warning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for format_ in ("PNG", "TIFF", "GIF", "WEBP", "JPEG", "PPM"):
+        for side in (12, 20):  # 144 pixels make Pillow warn, 400 make it refuse
+            if (format_, side) == ("WEBP", 20):
+                continue  # its decoder can't be talked out of it: see below
+            data = encoded(Image.fromarray(noise(side, side)), format_)
+            assert read_image(data).shape == (side, side, 3)
+            assert Image.MAX_IMAGE_PIXELS == 100
+            with pytest.raises(ImageError, match="over the limit of 99"):
+                read_image(data, max_pixels=99)
+    assert read_image(Image.fromarray(noise(20, 20))).shape == (20, 20, 3)
+    with pytest.raises(ImageError, match=r"raise PIL\.Image\.MAX_IMAGE_PIXELS"):
+        read_image(encoded(Image.fromarray(noise(20, 20)), "WEBP"))
+
+
+def test_pillows_limit_survives_failures_and_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    good = encoded(Image.fromarray(noise(64, 64)), "TIFF")
+    outcomes: list[object] = []
+
+    def read_many() -> None:
+        for data in (good, good[: len(good) // 2]) * 10:
+            try:
+                outcomes.append(read_image(data).shape)
+            except ImageError:
+                outcomes.append(None)
+
+    threads = [threading.Thread(target=read_many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (outcomes.count((64, 64, 3)), outcomes.count(None)) == (40, 40)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_large_scan_within_the_limit_is_read():
+    # 9,500 x 9,500 = 90 megapixels: over the count at which Pillow warns, under ours
+    data = encoded(Image.new("1", (9_500, 9_500), 1), "PNG")
+    assert DEFAULT_MAX_PIXELS > 9_500 * 9_500
+    pixels = read_image(data)
+    assert pixels.shape == (9_500, 9_500, 3)
+    assert pixels[-1, -1].tolist() == WHITE
+
+
+# --- arrays and tensors ---
+
+
+def test_numpy_arrays_of_every_accepted_shape_and_type():
+    grey = np.array([[0, 255]], np.uint8)
+    expected = [[BLACK, WHITE]]
+    assert read_image(grey).tolist() == expected
+    assert read_image(grey[:, :, None]).tolist() == expected
+    assert read_image(grey.astype(np.bool_)).tolist() == expected
+    assert read_image(grey / 255).tolist() == expected
+    assert read_image((grey / 255).astype(np.float16)).tolist() == expected
+    assert read_image(np.array([[0.5]])).tolist() == [[[128] * 3]]  # 127.5, to even
+    np.testing.assert_array_equal(read_image(FLAG), FLAG)
+    np.testing.assert_array_equal(read_image(FLAG[::-1, ::-1]), FLAG[::-1, ::-1])
+
+
+def test_the_result_shares_no_memory_with_the_array():
+    frame = FLAG.copy()
+    pixels = read_image(frame)
+    frame[:] = 0  # a video reader reuses its buffer
+    np.testing.assert_array_equal(pixels, FLAG)
+    tensor = torch.from_numpy(FLAG.copy())
+    pixels = read_image(tensor)
+    tensor.zero_()
+    np.testing.assert_array_equal(pixels, FLAG)
+
+
+def test_tensors_are_read_channels_first_or_last():
+    tensor = torch.from_numpy(FLAG.copy())
+    for source in (tensor, tensor.permute(2, 0, 1), tensor / 255, (tensor / 255).permute(2, 0, 1).bfloat16()):
+        np.testing.assert_array_equal(read_image(source), FLAG)
+    assert read_image(torch.zeros(5, 7)).shape == (5, 7, 3)
+    assert read_image(torch.zeros(1, 5, 7)).shape == (5, 7, 3)
+    assert read_image(torch.zeros(3, 5, 3)).shape == (5, 3, 3)  # both readings fit: torch's own order
+    assert read_image((tensor / 255).requires_grad_()).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 2, 3), np.nan), "holds NaN"),
+        (np.full((2, 2), np.inf), r"0\.\.1, these span inf\.\.inf"),
+        (np.full((2, 2), 255.0), r"float samples must lie in 0\.\.1, these span 255\.\.255; divide by 255"),
+        (np.full((2, 2), -0.5), "undo the normalisation"),
+        (np.zeros((2, 2), np.int64), "uint8, uint16, bool or float"),
+        (np.zeros((3, 8, 9), np.uint8), r"channels come last in numpy, use array\.transpose\(1, 2, 0\)"),
+        (np.zeros((8, 9, 2), np.uint8), r"array uint8 \(8, 9, 2\): an image has shape"),
+        (np.zeros((1, 8, 9, 3), np.uint8), "an image has shape"),
+        (np.zeros(3, np.uint8), "an image has shape"),
+        (np.zeros((0, 5, 3), np.uint8), "has no pixels"),
+        (np.array([["a"]]), "uint8, uint16, bool or float"),
+    ],
+)
+def test_an_array_that_is_no_image_is_refused_with_the_reason(array: np.ndarray, message: str):
+    with pytest.raises(ImageError, match=message):
+        read_image(array)
+
+
+def test_float_noise_around_0_and_1_is_forgiven():
+    assert read_image(np.array([[-1e-5, 1 + 1e-5]])).tolist() == [[BLACK, WHITE]]
+
+
+def test_a_tensor_that_is_no_image_is_refused_by_its_shape():
+    with pytest.raises(ImageError, match=r"tensor float32 \(2, 3, 5, 5\)"):
+        read_image(torch.zeros(2, 3, 5, 5))
+
+
+# --- network input sizes ---
+
+
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [
+        # 451 x 300 (width x height), short side 400, long side 667: scale 400 / 300, and 451 * 4 / 3 = 601.33
+        (Resize.TORCHVISION, (400, 601)),
+        (Resize.PILLOW, (400, 601)),
+        (Resize.OPENCV, (400, 601)),
+        (Resize.ANTIALIASED, (400, 601)),
+    ],
+)
+def test_the_short_side_is_brought_to_its_length(resize: Resize, expected: tuple[int, int]):
+    preprocessing = Preprocessing(short_side=400, long_side=667, resize=resize)
+    assert preprocessing.input_size(300, 451) == expected
+    assert preprocessing.input_size(451, 300) == expected[::-1]
+
+
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [
+        # 1000 x 301, long side 667: scale 0.667, and 301 * 0.667 = 200.767
+        (Resize.TORCHVISION, (200, 667)),  # rounded down
+        (Resize.PILLOW, (201, 667)),
+        (Resize.OPENCV, (201, 667)),
+        (Resize.ANTIALIASED, (201, 667)),
+    ],
+)
+def test_the_long_side_is_a_limit(resize: Resize, expected: tuple[int, int]):
+    assert Preprocessing(short_side=400, long_side=667, resize=resize).input_size(301, 1000) == expected
+
+
+@pytest.mark.parametrize("resize", Resize)
+def test_a_long_thin_image_keeps_a_side_of_one_pixel(resize: Resize):
+    preprocessing = Preprocessing(resize=resize)
+    assert preprocessing.input_size(1, 20_000) == (1, 1333)
+    batch = preprocessing.batch([np.zeros((1, 20_000, 3), np.uint8)])
+    assert batch.pixels.shape == (1, 3, 32, 1344)
+
+
+@pytest.mark.parametrize("resize", Resize)
+def test_a_short_side_of_0_keeps_the_images_own_size(resize: Resize):
+    preprocessing = Preprocessing(short_side=0, long_side=10, resize=resize)
+    assert preprocessing.input_size(37, 1999) == (37, 1999)
+
+
+def test_an_image_without_pixels_has_no_input_size():
+    with pytest.raises(SizeError, match="0 x 5 pixels has no input size"):
+        Preprocessing().input_size(0, 5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(3, 90), st.integers(3, 90), st.integers(20, 60), st.integers(20, 120))
+def test_torchvision_mode_is_torchvisions_own_transform(height: int, width: int, short_side: int, long_side: int):
+    theirs = GeneralizedRCNNTransform(short_side, long_side, [v / 255 for v in IMAGENET_MEAN], [v / 255 for v in IMAGENET_STD])
+    preprocessing = Preprocessing(short_side=short_side, long_side=long_side, resize=Resize.TORCHVISION)
+    images = [noise(height, width), noise(24, 31)]
+    if min(side for image in images for side in preprocessing.input_size(*image.shape[:2])) < 2:
+        return  # theirs fails where a side would round down to 0
+    expected = theirs([torch.from_numpy(image).permute(2, 0, 1) / 255 for image in images])[0]
+    ours = preprocessing.batch(images)
+    assert [size.input for size in ours.sizes] == expected.image_sizes
+    # theirs divides by 255 first: a few units in the last place of values up to 2.6
+    torch.testing.assert_close(ours.pixels, expected.tensors, rtol=0, atol=2e-6)
+
+
+def resized_by_a_peer(case: Path, resize: Resize) -> tuple[np.ndarray, np.ndarray]:
+    """The 8-bit network input that the peer stored, and ours for the same image."""
+    facts = json.loads((case / "case.json").read_text())
+    stored = read_image(case / "input.png")
+    image = read_image(case.parent / facts["image"])
+    as_they_are = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), short_side=400, long_side=667, resize=resize)
+    batch = as_they_are.batch([image])
+    height, width = batch.sizes[0].input
+    assert [height, width] == facts["preprocessing"]["unpadded_input_size"]
+    return stored, batch.pixels[0, :, :height, :width].permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+def test_pillow_mode_is_detectron2s_own_resize(shared_reference: Path):
+    theirs, ours = resized_by_a_peer(shared_reference / "detectron2-panoptic-fpn-r50", Resize.PILLOW)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_opencv_mode_is_mmdets_own_resize_bit_for_bit(shared_reference: Path):
+    theirs, ours = resized_by_a_peer(shared_reference / "mmdet-mask-rcnn-r50-fpn", Resize.OPENCV)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def unit(short_side: int, long_side: int, resize: Resize) -> Preprocessing:
+    """Pixels come out as they are after the resize."""
+    return Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), short_side, long_side, 1, resize)
+
+
+def test_opencv_mode_halves_by_the_mean_of_four():
+    quad = np.repeat(np.array([[1, 2], [3, 5]], np.uint8)[:, :, None], 3, axis=2)
+    assert unit(1, 10, Resize.OPENCV).batch([quad]).pixels.flatten().tolist() == [3, 3, 3]  # 11 / 4 = 2.75
+
+
+def test_opencv_mode_interpolates_without_antialias():
+    # 1 x 6 to 1 x 2: centres fall on positions 1 and 4, whatever lies between
+    row = np.repeat(np.array([[0, 90, 0, 0, 60, 0]], np.uint8)[:, :, None], 3, axis=2)
+    assert unit(1, 2, Resize.OPENCV).batch([row]).pixels[0, 0].tolist() == [[90, 60]]
+    # antialias spreads each centre over its neighbours
+    for resize in (Resize.PILLOW, Resize.ANTIALIASED):
+        assert unit(1, 2, resize).batch([row]).pixels[0, 0].max() < 50
+
+
+def test_antialiased_mode_stays_within_one_level_of_pillows():
+    image = noise(61, 83)
+    ours, pillows = (unit(40, 100, resize).batch([image]).pixels for resize in (Resize.ANTIALIASED, Resize.PILLOW))
+    assert ours.shape == pillows.shape
+    assert (ours - pillows).abs().max() <= 1
+
+
+# --- batches ---
+
+
+def test_a_batch_is_normalised_and_padded_with_zeros_at_the_right_and_the_bottom():
+    preprocessing = Preprocessing(mean=(10.0, 20.0, 30.0), std=(1.0, 2.0, 4.0), short_side=0, pad_multiple=4)
+    wide, tall = np.full((2, 5, 3), 50, np.uint8), np.full((6, 3, 3), 30, np.uint8)
+    batch = preprocessing.batch([wide, tall])
+    assert batch.pixels.shape == (2, 3, 8, 8)  # 6 and 5, rounded up to multiples of 4
+    assert batch.pixels.dtype == torch.float32
+    assert batch.sizes == (ImageSize((2, 5), (2, 5)), ImageSize((6, 3), (6, 3)))
+    assert len(batch) == 2
+    assert batch.pixels[0, :, 0, 0].tolist() == [40, 15, 5]  # (50 - 10) / 1, (50 - 20) / 2, (50 - 30) / 4
+    assert batch.pixels[1, :, 5, 2].tolist() == [20, 5, 0]
+    assert batch.pixels[0, :, 2:].abs().sum() == batch.pixels[0, :, :, 5:].abs().sum() == 0
+
+
+def test_images_resized_before_are_taken_as_they_are():
+    batch = Preprocessing(short_side=800).batch([np.zeros((20, 30, 3), np.uint8)], resize=False, original_sizes=[(200, 300)])
+    assert batch.sizes == (ImageSize(input=(20, 30), original=(200, 300)),)
+    assert batch.pixels.shape == (1, 3, 32, 32)
+
+
+def test_read_only_and_flipped_images_are_accepted():
+    image = noise(8, 9)[:, ::-1]
+    image.flags.writeable = False
+    for resize in Resize:
+        assert unit(4, 20, resize).batch([image]).sizes[0].original == (8, 9)
+
+
+def test_an_empty_batch_and_missing_sizes_are_refused():
+    with pytest.raises(SizeError, match="at least one image"):
+        Preprocessing().batch([])
+    with pytest.raises(SizeError, match="2 images need as many original sizes, got 1"):
+        Preprocessing().batch([FLAG, FLAG], original_sizes=[(2, 3)])
+    with pytest.raises(SizeError, match="a batch of 2 images needs as many sizes, got 1"):
+        ImageBatch(torch.zeros(2, 3, 4, 4), (ImageSize((4, 4), (4, 4)),))
+    with pytest.raises(SizeError, match="uint8 arrays"):
+        Preprocessing().batch([np.zeros((0, 5, 3), np.uint8)])
+
+
+def test_a_batch_moves_between_devices_as_a_whole():
+    batch = Preprocessing(short_side=0).batch([FLAG])
+    moved = batch.to("meta")
+    assert moved.pixels.device.type == "meta"
+    assert moved.sizes == batch.sizes
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"std": (1.0, 0.0, 1.0)},
+        {"mean": (float("nan"), 0.0, 0.0)},
+        {"short_side": -1},
+        {"long_side": 0},
+        {"pad_multiple": 0},
+    ],
+)
+def test_impossible_preprocessing_is_refused(settings_: dict[str, object]):
+    with pytest.raises(ConfigError):
+        Preprocessing(**settings_)  # type: ignore[arg-type]
+
+
+def test_preprocessing_is_a_value():
+    assert Preprocessing() == Preprocessing()
+    assert hash(Preprocessing()) == hash(Preprocessing())
+    assert Resize("torchvision") is Resize.TORCHVISION  # the name it has in a checkpoint
+
+
+# --- targets ---
+
+
+def targets(count: int, size: tuple[int, int] = (4, 5)) -> Targets:
+    return Targets(
+        image_id=7,
+        size=size,
+        boxes=torch.zeros(count, 4),
+        classes=torch.zeros(count, dtype=torch.int64),
+        masks=torch.zeros(count, 4, 5, dtype=torch.bool),
+        is_crowd=torch.zeros(count, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_targets_move_between_devices_as_a_whole(count: int):
+    moved = targets(count).to("meta")
+    assert len(moved) == count
+    assert (moved.image_id, moved.size) == (7, (4, 5))
+    assert {t.device.type for t in (moved.boxes, moved.classes, moved.masks, moved.is_crowd)} == {"meta"}
+
+
+def test_targets_whose_masks_have_another_size_are_refused():
+    with pytest.raises(SizeError, match="targets of image 7 disagree"):
+        targets(2, size=(5, 4))
