@@ -50,7 +50,7 @@ __all__ = [
 
 
 def predict(images: Any, model: str = "nuclei", **options: Any) -> Any:
-    """Segments of an image, or of each of a list, by a bundled model or a checkpoint file; see ``Segmenter.predict`` for the options.
+    """Segments of an image, or of each of a list, by a bundled model or a checkpoint file; options as for ``Segmenter.predict``.
 
     The model is loaded each time; for more than one call use ``load``.
     """

@@ -3,7 +3,7 @@
 name or file -> load -> Segmenter; image -> Preprocessing -> ImageBatch -> network -> Segments
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -12,18 +12,16 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import nn
 
 from thingstuff.checkpoints import load_foreign
 from thingstuff.checkpoints.files import is_own_format, read, save
 from thingstuff.errors import CheckpointError, ConfigError, ImageError, SizeError
+from thingstuff.models.contract import Model
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preprocessing, read_image
 from thingstuff.structures.segments import Segments
 
 BUNDLED = Path(__file__).parent / "bundled"
-
-Images = Sequence[Any]  # anything read_image takes
 
 
 class Segmenter:
@@ -36,7 +34,7 @@ class Segmenter:
         name: for people: the bundled name or the file it came from.
     """
 
-    def __init__(self, model: nn.Module, categories: Categories, preprocessing: Preprocessing, name: str = ""):
+    def __init__(self, model: Model, categories: Categories, preprocessing: Preprocessing, name: str = ""):
         # convolutions of today's backbones run up to twice as fast on a CPU when channels lie next to each other
         self.model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.categories = categories
@@ -52,9 +50,23 @@ class Segmenter:
         return self
 
     @overload
-    def predict(self, images: str | Path | bytes | np.ndarray | torch.Tensor, **options: Any) -> Segments: ...
+    def predict(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        score_threshold: float = 0.5,
+        max_detections: int | None = None,
+        batch_size: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> list[Segments]: ...
     @overload
-    def predict(self, images: Images, **options: Any) -> list[Segments]: ...
+    def predict(
+        self,
+        images: Any,
+        score_threshold: float = 0.5,
+        max_detections: int | None = None,
+        batch_size: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> Segments: ...
 
     def predict(
         self,
@@ -104,7 +116,7 @@ class Segmenter:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
 
-        def read_batch(chunk: list[Any]) -> tuple[list[Any], list[np.ndarray], ImageBatch | None]:
+        def read_batch(chunk: list[Any]) -> tuple[list[Any], ImageBatch | None]:
             pictures: list[Any] = []
             for source in chunk:
                 try:
@@ -112,10 +124,10 @@ class Segmenter:
                 except ImageError as error:
                     pictures.append(error)
             readable = [picture for picture in pictures if not isinstance(picture, ImageError)]
-            return pictures, readable, self.preprocessing.batch(readable) if readable else None
+            return pictures, self.preprocessing.batch(readable) if readable else None
 
         def results(chunk: list[Any], future: Future) -> Iterator[tuple[Any, Segments | ImageError]]:
-            pictures, readable, batch = future.result()
+            pictures, batch = future.result()
             found = iter(self.segment(batch, score_threshold=score_threshold, max_detections=max_detections) if batch else ())
             for source, picture in zip(chunk, pictures, strict=True):
                 yield source, picture if isinstance(picture, ImageError) else replace(next(found), image=picture)
@@ -141,11 +153,11 @@ class Segmenter:
         """
         batch = batch.to(self.device)
         pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
-        return self.model.segments(self.model(pixels), batch.sizes, self.categories, self.thresholds(**overrides))  # type: ignore[operator]
+        return self.model.segments(self.model(pixels), batch.sizes, self.categories, self.thresholds(**overrides))
 
     def thresholds(self, score_threshold: float | None = None, max_detections: int | None = None, thresholds: Any = None) -> Any:
         """The model's test-time numbers with some of them replaced."""
-        limits = thresholds or self.model.config.thresholds  # type: ignore[union-attr]
+        limits = thresholds or self.model.config.thresholds
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:
                 raise ConfigError(f"score_threshold must lie from 0 to 1, got {score_threshold}")
@@ -156,8 +168,8 @@ class Segmenter:
             limits = replace(limits, detections=max_detections)
         return limits
 
-    def save(self, path: str | Path, half: bool = False, **notes: str) -> None:
-        """Write one safetensors file that ``load`` needs nothing else for; ``half`` stores 16-bit floats; ``notes`` are kept as text."""
+    def save(self, path: str | Path, half: bool = False, notes: Mapping[str, str] | None = None) -> None:
+        """Write one safetensors file, all that ``load`` needs; ``half`` stores kernels in 16 bits, ``notes`` are kept as text."""
         save(path, self.model, self.categories, self.preprocessing, half=half, notes=notes)
 
     def __repr__(self) -> str:
@@ -185,8 +197,8 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
         names = ", ".join(bundled_models()) or "none"
         raise CheckpointError(f"{name_or_path} is neither a bundled model ({names}) nor a file")
     model, categories, preprocessing = read(path) if is_own_format(path) else load_foreign(path)
-    if len(categories) != model.config.classes:  # type: ignore[union-attr]
-        raise SizeError(f"{path}: {len(categories)} categories for {model.config.classes} classes")  # type: ignore[union-attr]
+    if len(categories) != model.config.classes:
+        raise SizeError(f"{path}: {len(categories)} categories for {model.config.classes} classes")
     try:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:

@@ -52,8 +52,8 @@ def test_predictions_hold_five_levels_with_their_anchors() -> None:
     assert [tuple(level.shape) for level in predictions.levels] == [
         (2, 16, 16, 24), (2, 16, 8, 12), (2, 16, 4, 6), (2, 16, 2, 3), (2, 16, 1, 2)
     ]  # fmt: skip
-    assert [tuple(part.shape) for part in predictions.objectness][0] == (2, 3, 16, 24)
-    assert [tuple(part.shape) for part in predictions.anchor_deltas][0] == (2, 12, 16, 24)
+    assert predictions.objectness[0].shape == (2, 3, 16, 24)
+    assert predictions.anchor_deltas[0].shape == (2, 12, 16, 24)
     assert [len(anchors) for anchors in predictions.anchors] == [16 * 24 * 3, 8 * 12 * 3, 4 * 6 * 3, 2 * 3 * 3, 1 * 2 * 3]
 
 

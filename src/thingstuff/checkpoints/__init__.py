@@ -3,12 +3,11 @@
 import re
 from pathlib import Path
 
-from torch import nn
-
 from thingstuff.checkpoints import detectron2, mmdetection, torchvision
 from thingstuff.checkpoints.files import build, read_weights, shapes_of
 from thingstuff.checkpoints.rules import convert
 from thingstuff.errors import CheckpointError, ConfigError
+from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import Preprocessing
@@ -27,7 +26,7 @@ _OTHER_FAMILIES = (
 _BACKBONE_ALONE = re.compile(r"(conv1|stem\.conv1|layer1\.0\.conv1|patch_embed\..+|features\.0\.0|conv_stem|stem_0)\.weight")
 
 
-def load_foreign(path: str | Path) -> tuple[nn.Module, Categories, Preprocessing]:
+def load_foreign(path: str | Path) -> tuple[Model, Categories, Preprocessing]:
     """The model in a file of torchvision, detectron2 or MMDetection, with what its classes mean and the images it expects.
 
     Raises:

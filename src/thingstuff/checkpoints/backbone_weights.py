@@ -6,6 +6,7 @@ Layouts: timm's own names, and the EfficientNet-Lite names of the ``efficientnet
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor
@@ -37,9 +38,8 @@ def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
         CheckpointError: the file does not hold exactly this backbone; every misfit is listed.
     """
     if str(source) == "imagenet":
-        tensors: Mapping[str, Tensor] = timm.create_model(
-            backbone.config.name, pretrained=True, **dict(backbone.config.options)
-        ).state_dict()
+        options: dict[str, Any] = dict(backbone.config.options)
+        tensors: Mapping[str, Tensor] = timm.create_model(backbone.config.name, pretrained=True, **options).state_dict()
     else:
         tensors = read_weights(Path(source)).tensors
     if "_conv_stem.weight" in tensors:

@@ -18,13 +18,14 @@ import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from thingstuff.checkpoints.pickles import read_numpy_pickle, refuse_unknown, survey_torch_archive
 from thingstuff.checkpoints.plain import from_plain, to_plain
 from thingstuff.checkpoints.rules import demand_fit
 from thingstuff.errors import CheckpointError, ConfigError
+from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import Preprocessing
@@ -33,7 +34,7 @@ FORMAT = "thingstuff"
 VERSION = "1"
 
 # The names in this table are written into files and never change.
-ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
+ARCHITECTURES: dict[str, tuple[type[Model], type]] = {
     "mask-rcnn": (MaskRCNN, MaskRCNNConfig),
 }
 
@@ -51,7 +52,7 @@ class Header:
 
 def save(
     path: str | Path,
-    model: nn.Module,
+    model: Model,
     categories: Categories,
     preprocessing: Preprocessing,
     half: bool = False,
@@ -154,7 +155,7 @@ def _read_notes(value: Any, path: Path) -> dict[str, str]:
     return value
 
 
-def read(path: str | Path) -> tuple[nn.Module, Categories, Preprocessing]:
+def read(path: str | Path) -> tuple[Model, Categories, Preprocessing]:
     """The model in an own file, with its categories and preprocessing.
 
     Raises:
@@ -172,13 +173,13 @@ def read(path: str | Path) -> tuple[nn.Module, Categories, Preprocessing]:
     return build(kind, header.config, tensors), header.categories, header.preprocessing
 
 
-def shapes_of(kind: type[nn.Module], config: Any) -> dict[str, torch.Size]:
+def shapes_of(kind: type[Model], config: Any) -> dict[str, torch.Size]:
     """Shapes of a model's parameters and buffers, without memory for them."""
     with torch.device("meta"), _NoRandomNumbers():
         return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
 
 
-def build(kind: type[nn.Module], config: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
+def build(kind: type[Model], config: Any, tensors: Mapping[str, Tensor]) -> Model:
     """A model of a config with these weights, in evaluation mode; they must fit `shapes_of` it."""
     with _NoRandomNumbers():
         model = kind(config)

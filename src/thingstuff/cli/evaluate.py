@@ -101,9 +101,7 @@ def matched_classes(own: "Categories", data: "Categories") -> list[int]:
     classes = {name: class_ for class_, name in enumerate(data.names)}
     matched = [classes.get(name, -1) for name in own.names]
     if max(matched, default=-1) < 0:
-        raise EvaluationError(
-            f"the model finds {_some(own.names)}, the data has {_some(data.names)}; there is no name in both"
-        )
+        raise EvaluationError(f"the model finds {_some(own.names)}, the data has {_some(data.names)}; there is no name in both")
     return matched
 
 

@@ -4,6 +4,7 @@ image -> timm network, features only -> C2, C3, C4, C5
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -84,24 +85,24 @@ class Backbone(nn.Module):
         return [module for module in self.body.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def _create(config: BackboneConfig, **more: object) -> nn.Module:
+def _create(config: BackboneConfig, **more: Any) -> Any:  # timm's feature networks share no class
+    options: dict[str, Any] = dict(config.options)
     problem: Exception | None = None
     for free_size in _FREE_INPUT_SIZE if any(part in config.name for part in ("swin", "vit", "beit", "eva", "deit")) else ({},):
         try:
-            return timm.create_model(
-                config.name, pretrained=False, features_only=True, **dict(config.options), **free_size, **more
-            )
+            return timm.create_model(config.name, pretrained=False, features_only=True, **options, **free_size, **more)
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:
             problem = error  # the last try is the one without extra words, so its complaint is about the config
-    raise ConfigError(f"timm can't build backbone {config.name} with options {dict(config.options)}: {problem}") from problem
+    raise ConfigError(f"timm can't build backbone {config.name} with options {options}: {problem}") from problem
 
 
 def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
-    """Move the stride of each bottleneck from its 3x3 convolution to the 1x1 before it (He et al., 2015, arXiv:1512.03385, table 1)."""
+    """Move each bottleneck's stride from its 3x3 convolution to the 1x1 before it (He et al., 2015, arXiv:1512.03385, table 1)."""
     bottlenecks = [module for module in body.modules() if hasattr(module, "conv3") and hasattr(module, "downsample")]
     if not bottlenecks:
         raise ConfigError(f"stride_in_1x1 needs a ResNet of bottleneck blocks; {name} has none")
     for block in bottlenecks:
         first, middle = block.get_submodule("conv1"), block.get_submodule("conv2")
-        assert isinstance(first, nn.Conv2d) and isinstance(middle, nn.Conv2d)
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(middle, nn.Conv2d)
         first.stride, middle.stride = middle.stride, first.stride

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-from torch import nn
-
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Sampling, Thresholds
 from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -24,7 +22,7 @@ MASK_RCNN_LITE0 = MaskRCNNConfig(
     thresholds=Thresholds(proposals_per_level=500, proposals=500),
     sampling=Sampling(proposals_per_level=500, proposals=500, rois=256),
 )
-_LITE0_IMAGES = Preprocessing((127.0,) * 3, (128.0,) * 3, short_side=480, long_side=800)
+_LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=480, long_side=800)
 
 MASK_RCNN_TINY = MaskRCNNConfig(
     BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)), ("stem_width", 8))),
@@ -37,7 +35,7 @@ MASK_RCNN_TINY = MaskRCNNConfig(
     thresholds=Thresholds(proposals_per_level=100, proposals=100, detections=50),
 )
 
-CATALOG: dict[str, tuple[type[nn.Module], MaskRCNNConfig, Preprocessing]] = {
+CATALOG: dict[str, tuple[type[MaskRCNN], MaskRCNNConfig, Preprocessing]] = {
     "mask-rcnn-r50": (MaskRCNN, MASK_RCNN_R50, _IMAGENET),
     "mask-rcnn-r101": (MaskRCNN, replace(MASK_RCNN_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _IMAGENET),
     "mask-rcnn-convnext-tiny": (MaskRCNN, replace(MASK_RCNN_R50, backbone=BackboneConfig("convnext_tiny")), _IMAGENET),

@@ -8,6 +8,7 @@ image -> backbone C2..C5 -> FPN P2..P6 -+-> RPN, shared by all levels: objectnes
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from thingstuff.errors import ConfigError
 from thingstuff.models.backbone import Backbone, BackboneConfig
+from thingstuff.models.contract import Model
 from thingstuff.models.fpn import FPN, ConvNorm, Norm
 from thingstuff.ops.boxes import (
     assign_levels,
@@ -158,11 +160,9 @@ class BoxHead(nn.Module):
     def __init__(self, config: MaskRCNNConfig):
         super().__init__()
         widths = [config.channels] + [config.box_channels] * config.box_convs
-        self.convs = nn.ModuleList(
-            ConvNorm(before, after, 3, config.head_norm) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(ConvNorm(before, after, 3, config.head_norm) for before, after in pairwise(widths))
         widths = [widths[-1] * config.box_pool**2] + [config.box_width] * config.box_fcs
-        self.fcs = nn.ModuleList(nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False))
+        self.fcs = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.classes = nn.Linear(config.box_width, config.classes + 1)
         self.deltas = nn.Linear(config.box_width, 4 if config.class_agnostic_boxes else 4 * config.classes)
         for fc in self.fcs:
@@ -191,9 +191,7 @@ class MaskHead(nn.Module):
     def __init__(self, config: MaskRCNNConfig):
         super().__init__()
         widths = [config.channels] + [config.mask_channels] * config.mask_convs
-        self.convs = nn.ModuleList(
-            ConvNorm(before, after, 3, config.head_norm) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(ConvNorm(before, after, 3, config.head_norm) for before, after in pairwise(widths))
         self.upsample = nn.ConvTranspose2d(widths[-1], config.mask_channels, 2, stride=2)
         self.logits = nn.Conv2d(config.mask_channels, 1 if config.class_agnostic_masks else config.classes, 1)
         for conv in self.convs:
@@ -216,7 +214,7 @@ class Detections:
     classes: Int[Tensor, " detections"]
 
 
-class MaskRCNN(nn.Module):
+class MaskRCNN(Model):
     """See the module's figure. ``model(images)`` runs the convolutions; ``segments`` and ``losses`` run the heads on boxes."""
 
     def __init__(self, config: MaskRCNNConfig):
@@ -363,8 +361,10 @@ class MaskRCNN(nn.Module):
         class_logits, box_deltas = self.box_head(self.pool(predictions.levels, boxes, self.config.box_pool))
         counts = [len(part) for part in boxes]
         detections = [
-            self.detections(*parts, limits)
-            for parts in zip(class_logits.split(counts), box_deltas.split(counts), boxes, input_sizes, strict=True)
+            self.detections(logits, deltas, image_boxes, size, limits)
+            for logits, deltas, image_boxes, size in zip(
+                class_logits.split(counts), box_deltas.split(counts), boxes, input_sizes, strict=True
+            )
         ]
         masks = self.mask_logits(predictions.levels, detections)
         return [
@@ -398,7 +398,7 @@ class MaskRCNN(nn.Module):
     # Losses
 
     def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
-        """The five terms, unweighted: objectness and anchor box of the RPN; class, box and mask of the heads (He et al., section 3)."""
+        """The five terms, unweighted: objectness and box of the RPN; class, box and mask of the heads (He et al., section 3)."""
         predictions = self(images)
         sampling = self.config.sampling
         losses = self._rpn_losses(predictions, targets)
@@ -425,7 +425,8 @@ class MaskRCNN(nn.Module):
         anchors = torch.cat(predictions.anchors)
         objectness_loss, box_loss, sampled = logits.sum() * 0, deltas.sum() * 0, 0
         for image, target in enumerate(targets):
-            labels, matched = _match(anchors, target, *sampling.anchor_iou, sampling.crowd_ioa, keep_best=True)
+            low, high = sampling.anchor_iou
+            labels, matched = _match(anchors, target, low, high, sampling.crowd_ioa, keep_best=True)
             positive, negative = _sample(labels, sampling.anchors, sampling.anchor_positives)
             chosen = torch.cat([positive, negative])
             truth = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)]).to(logits.dtype)
@@ -489,7 +490,7 @@ class _RoIs:
 def _match(
     boxes: Float[Tensor, "boxes 4"], target: Targets, low: float, high: float, crowd_ioa: float, keep_best: bool
 ) -> tuple[Int[Tensor, " boxes"], Int[Tensor, " boxes"]]:
-    """Label boxes 1 (IoU with some object >= high), 0 (< low with all) or -1 (neither, or inside a crowd), with the object of each.
+    """Label boxes 1 (IoU with some object >= high), 0 (< low with all) or -1 (neither, or in a crowd), with the object of each.
 
     ``keep_best`` also makes the best boxes of every object positive, however low their IoU (Ren et al., section 3.1.2).
     """

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TAPS_FORWARD = 2**18  # taps at a time: their indices, weights and sums then stay in the processor's cache
+TAPS_FORWARD = 2**17  # taps at a time, and
+SUM_BYTES = 2**22  # sums at a time: small enough for the processor's cache and for memory to be used again
 TAPS_BACKWARD = 2**22  # the gradient is added up over the whole map once for so many taps; about 200 MB
-SLAB_BYTES = 2**24  # of the map's gradient, made and turned around at a time
 
 
 def roi_align(
@@ -265,7 +265,8 @@ class _MergedSums(torch.autograd.Function):
         channels, like = levels[0].shape[1], levels[0]
         table = _table(levels)
         out = _empty((len(windows), channels, *bins), like.dtype, like.device, _memory_format(like))
-        for part, indices, in_bag, weights in _parts(windows, bins, sampling_ratio, TAPS_FORWARD):
+        most_rois = SUM_BYTES // (table.element_size() * channels * bins[0] * bins[1])
+        for part, indices, in_bag, weights in _parts(windows, bins, sampling_ratio, TAPS_FORWARD, most_rois):
             sums = F.embedding_bag(indices, table, _starts(in_bag), mode="sum", per_sample_weights=weights)
             out[part].permute(0, 2, 3, 1).copy_(sums.view(-1, *bins, channels))
         return out
@@ -276,7 +277,7 @@ class _MergedSums(torch.autograd.Function):
         gradient = gradients[0]
         into = [_empty(shape, dtype, gradient.device, layout) for shape, dtype, layout in ctx.levels]
         cells = sum(level.shape[0] * level.shape[2] * level.shape[3] for level in into)
-        parts = _parts(ctx.windows, ctx.bins, ctx.sampling_ratio, TAPS_BACKWARD)
+        parts = _parts(ctx.windows, ctx.bins, ctx.sampling_ratio, TAPS_BACKWARD, len(ctx.windows))
         for number, (part, indices, in_bag, weights) in enumerate(parts):
             bins = gradient[part].permute(0, 2, 3, 1)
             table = _empty(bins.shape, weights.dtype, bins.device, torch.contiguous_format).copy_(bins).flatten(0, 2)
@@ -297,14 +298,14 @@ class _MergedSums(torch.autograd.Function):
 
 
 def _parts(
-    windows: _Windows, bins: tuple[int, int], sampling_ratio: int, limit: int
+    windows: _Windows, bins: tuple[int, int], sampling_ratio: int, most_taps: int, most_rois: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Taps of consecutive RoIs, at most `limit` of them or those of one RoI."""
+    """Taps of consecutive RoIs, within both limits, or those of one RoI."""
     rows, columns = _merge(windows.y, bins[0], sampling_ratio), _merge(windows.x, bins[1], sampling_ratio)
     start, total = 0, 0
     taps_of_roi = (rows.count.sum(dim=1) * columns.count.sum(dim=1)).tolist()
     for roi, taps in enumerate(taps_of_roi):
-        if roi > start and total + taps > limit:
+        if roi > start and (total + taps > most_taps or roi - start >= most_rois):
             yield slice(start, roi), *_cross(windows, rows, columns, slice(start, roi))
             start, total = roi, 0
         total += taps
@@ -327,7 +328,7 @@ def _table(levels: Sequence[Tensor]) -> Tensor:
 def _slabs(levels: Sequence[Tensor]) -> Iterator[Tensor]:
     """The maps in the order of the table's rows, a few rows of an image at a time, seen as height x width x channels."""
     for level in levels:
-        rows = max(1, SLAB_BYTES // (4 * level.shape[1] * level.shape[3]))
+        rows = max(1, SUM_BYTES // (4 * level.shape[1] * level.shape[3]))
         for image in level.permute(0, 2, 3, 1):
             yield from image.split(rows)
 

@@ -2,8 +2,8 @@
 
 batches -> losses -> gradients, clipped -> AdamW -> averaged weights -> validation: AP and pictures -> best and last checkpoint
 
-A run is a folder: `recipe.json`, `log.csv`, `log.jsonl`, `state.pt` to resume from, `last.safetensors`, `best.safetensors` and `pictures/`.
-What a step does follows from the recipe and the state before it alone, so that a run killed and resumed on a CPU ends in the same bits.
+A run is a folder: `recipe.json`, `log.csv`, `log.jsonl`, `state.pt` to resume from, `last.safetensors`, `best.safetensors`, `pictures/`.
+What a step does follows from the recipe and the state before it alone: a run killed and resumed on a CPU ends in the same bits.
 """
 
 import csv
@@ -31,6 +31,7 @@ from thingstuff.data.records import InstanceDataset, Record
 from thingstuff.errors import ConfigError, ImageError, TrainingError
 from thingstuff.evaluation.average_precision import AveragePrecision
 from thingstuff.models.catalog import CATALOG
+from thingstuff.models.contract import Model
 from thingstuff.segmenter import Segmenter, load
 from thingstuff.structures.images import Targets
 from thingstuff.structures.segments import Segments
@@ -136,12 +137,12 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 class _Losses(nn.Module):
     """A model whose forward gives its losses, so that data-parallel wrappers work."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
-        return self.model.losses(images, targets)  # type: ignore[operator]
+        return self.model.losses(images, targets)
 
 
 def _open_data(recipe: Recipe) -> tuple[InstanceDataset, InstanceDataset | None]:
@@ -176,7 +177,8 @@ def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
         segmenter = load(recipe.model, device="cpu")
         if segmenter.categories.ids != data.categories.ids:
             raise TrainingError(
-                f"{recipe.model} knows the category ids {list(segmenter.categories.ids)}, {data.source} has {list(data.categories.ids)}; "
+                f"{recipe.model} knows the category ids {list(segmenter.categories.ids)}, "
+                f"{data.source} has {list(data.categories.ids)}; "
                 f"train a model of the catalog ({', '.join(CATALOG)}) instead"
             )
     else:
@@ -187,7 +189,7 @@ def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
         long = recipe.long_side or max(old.long_side, short)
         segmenter.preprocessing = replace(old, short_side=short, long_side=long)
     if recipe.backbone_weights:
-        load_backbone_weights(segmenter.model.backbone, recipe.backbone_weights)  # type: ignore[arg-type]
+        load_backbone_weights(segmenter.model.backbone, recipe.backbone_weights)
     return segmenter
 
 
