@@ -17,6 +17,9 @@ from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import ImageBatch, Preprocessing, Targets
 from thingstuff.structures.masks import Mask
 
+# Python 3.12 and later warn of what torch's workers do by default on Linux
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 JITTER = Augmentation((0.5, 2.0), ScaleOf.IMAGE, (16, 16), horizontal_flip=0.5, vertical_flip=0.5, brightness=0.2)
 PREPROCESSING = Preprocessing(short_side=0, pad_multiple=16)
 
