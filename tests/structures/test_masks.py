@@ -182,6 +182,8 @@ def test_counts_of_zero_length_and_bytes_are_accepted():
         ("44é", "no base-32 digit"),
         ("44T", "truncated"),
         ("4" + "o" * 8 + "0", "more than 32 bits"),
+        ("0" + "ooooooO" * 2 + "0", "negative count|add up to|more than 32"),
+        ("o" * 6 + "?" + "0" * 3, "add up to [0-9,]+ pixels where 12"),
         ("4440OO00", "negative count|add up to"),  # O is -1: differences that lead below 0
     ],
 )

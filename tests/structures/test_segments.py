@@ -198,3 +198,16 @@ def test_saving_draws_the_segments_on_the_picture(tmp_path):
         assert drawn.size[0] >= 4
     with pytest.raises(ImageError, match="can't be written"):
         segments.save(tmp_path / "out.unknown")
+
+
+def test_showing_opens_what_saving_would_write(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    pytest.importorskip("thingstuff.visuals")
+    from PIL import Image
+
+    shown: list[np.ndarray] = []
+    monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(np.asarray(image)))
+    segments = dataclasses.replace(three(), image=np.zeros((2, 4, 3), np.uint8))
+    segments.show()
+    segments.save(tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved), shown[0])

@@ -74,7 +74,7 @@ class Mask:
         if len(rows) == 0:
             return cls.empty(size)
         tight = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        return cls(
+        return cls._of_own_code(
             size=size,
             corner=(top + int(rows[0]), left + int(columns[0])),
             crop_size=(int(tight.shape[0]), int(tight.shape[1])),
@@ -183,6 +183,13 @@ class Mask:
         return f"Mask({self.size[0]}x{self.size[1]}, area={self.area}, box={self.box})"
 
     @classmethod
+    def _of_own_code(cls, size: tuple[int, int], corner: tuple[int, int], crop_size: tuple[int, int], counts: bytes) -> "Mask":
+        """A mask whose code was made here and needs no check, which would take as long as all the rest."""
+        mask = cls.__new__(cls)
+        mask.__dict__.update(size=size, corner=corner, crop_size=crop_size, counts=counts)
+        return mask
+
+    @classmethod
     def _from_intervals(cls, starts: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> "Mask":
         """From the set pixels of the whole image as sorted intervals [start, end) of column-major positions."""
         if len(starts) == 0:
@@ -197,7 +204,7 @@ class Mask:
         begins = (first_column - left) * (bottom - top) + starts % height - top
         runs = _runs(*_join(begins, begins + (ends - starts)), (bottom - top) * (right - left))
         crop_size = bottom - top, right - left
-        return cls(size, (top, left), crop_size, _compress(runs, crop_size))
+        return cls._of_own_code(size, (top, left), crop_size, _compress(runs, crop_size))
 
     def _image_runs(self) -> Int64[np.ndarray, " runs"]:
         """The counts of the whole image, from those of the crop: in time and memory of the runs and the crop's width."""
@@ -285,7 +292,8 @@ def _runs_of(counts: Any) -> Int64[np.ndarray, " runs"]:
 def _check_runs(runs: Int64[np.ndarray, " runs"], pixels: int) -> None:
     if len(runs) and int(runs.min()) < 0:
         raise MaskError(f"run-length code holds the negative count {int(runs.min())}; the file is damaged")
-    total = int(runs.sum())
+    longest = int(runs.max(initial=0))
+    total = longest if longest > pixels else int(runs.sum())  # the sum of counts beyond the image could overflow
     if total != pixels:
         raise MaskError(
             f"run-length counts add up to {total:,} pixels where {pixels:,} are declared; the code or its size is wrong"
@@ -296,9 +304,9 @@ def _decompress(text: bytes) -> Int64[np.ndarray, " runs"]:
     """The counts of COCO's compressed code. Checks the spelling alone: counts may be negative or of any sum."""
     if not text:
         return np.zeros(0, np.int64)
-    digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    if digits.min() < 0 or digits.max() > 63:
-        position = int(np.flatnonzero((digits < 0) | (digits > 63))[0])
+    digits = np.frombuffer(text, np.uint8) - np.uint8(48)  # codes below 48 wrap around to more than 63
+    if digits.max() > 63:
+        position = int(np.argmax(digits > 63))
         raise MaskError(
             f"compressed run-length code holds {text[position : position + 1]!r} at position {position}, no base-32 digit; "
             "the file is damaged"
@@ -311,10 +319,10 @@ def _decompress(text: bytes) -> Int64[np.ndarray, " runs"]:
     lengths = last - first + 1
     if lengths.max() > _DIGITS:
         raise MaskError("compressed run-length code holds a count of more than 32 bits; the file is damaged")
-    values = np.add.reduceat((digits & 31) << (5 * _count_up(lengths)), first)
+    values = np.add.reduceat((digits & 31).astype(np.int64) << (5 * _count_up(lengths)), first)
     values -= np.where(digits[last] & 16, np.int64(1) << (5 * lengths), 0)  # bit 4 of the last digit: negative
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
+    values[1::2].cumsum(out=values[1::2])
+    values[2::2].cumsum(out=values[2::2])
     return values
 
 
@@ -338,6 +346,8 @@ def _join(starts: np.ndarray, ends: np.ndarray) -> tuple[Int64[np.ndarray, " int
     if len(starts) == 0:
         return starts.astype(np.int64), ends.astype(np.int64)
     apart = starts[1:] > ends[:-1]
+    if apart.all():
+        return starts, ends
     return starts[np.append(True, apart)], ends[np.append(apart, True)]
 
 
@@ -370,7 +380,7 @@ def _check_ring(points: Any, size: tuple[int, int]) -> Float64[np.ndarray, "poin
     if not np.isfinite(ring).all():
         raise MaskError("a polygon holds a coordinate that is no finite number; drop it or repair it")
     ring = ring.reshape(-1, 2).astype(np.float64)
-    outline = np.abs(ring - np.roll(ring, 1, axis=0)).max(axis=1).sum()
+    outline = np.abs(ring - ring[np.arange(-1, len(ring) - 1)]).max(axis=1).sum()
     if outline > MAX_OUTLINE:
         raise MaskError(
             f"a polygon of {len(ring)} points has an outline of {outline:,.0f} pixels in an image of {size[0]} x {size[1]}, "
