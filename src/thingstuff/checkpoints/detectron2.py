@@ -142,9 +142,11 @@ def _stride_in_1x1(found: MaskRCNNConfig, preprocessing: Preprocessing) -> bool:
 
 
 def _thresholds(classes: int) -> Thresholds:
+    # boxes that lie outside the image count among the best; they are dropped from the result, not before NMS
+    limits = Thresholds(box_min_size=-1.0)
     if classes in (1203, 1230):  # LVIS v1 and v0.5: SCORE_THRESH_TEST and DETECTIONS_PER_IMAGE of their configs
-        return Thresholds(score=1e-4, detections=300)
-    return Thresholds()
+        return replace(limits, score=1e-4, detections=300)
+    return limits
 
 
 def _with_anchors(config: MaskRCNNConfig, foreign: Mapping[str, Tensor], name: str) -> MaskRCNNConfig:

@@ -198,7 +198,8 @@ def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> Mask
 
 
 def _thresholds(settings: Settings, name: str) -> Thresholds:
-    limits = Thresholds(proposal_min_size=0.0)
+    # boxes that lie outside the image count among the best; MMDetection even returns them, without area
+    limits = Thresholds(box_min_size=-1.0)
     stated = settings.first(("model", "test_cfg"), ("test_cfg",))
     rpn, rcnn = stated.first(("rpn",)), stated.first(("rcnn",))
     if rcnn.first(("nms",)).get("type", "nms") != "nms":

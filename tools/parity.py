@@ -1,0 +1,236 @@
+"""Hold this library to reference cases: do we give the answer that the original implementation gave?
+
+    python tools/parity.py [--device D] CASE_DIR ...
+
+A case is a folder with case.json, keys.json and expected.npz; images it names are relative to the folder that holds its folder.
+For each case this fills the weights, writes them as a checkpoint file in the peer's own layout, loads that file with
+thingstuff.load alone, runs the case's image at the case's thresholds and compares the result. One line a case; exit code 0 when
+every case fits, 1 when one does not, 2 for wrong use.
+"""
+
+import argparse
+import importlib.util
+import json
+import pickle
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+import thingstuff
+from thingstuff.errors import ThingstuffError
+from thingstuff.models.mask_rcnn import Thresholds
+from thingstuff.segmenter import Segmenter
+from thingstuff.structures.images import ImageBatch, read_image
+from thingstuff.structures.segments import Segments
+
+REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference"
+
+
+def recipe(name: str) -> ModuleType:
+    """`weights` or `compare`, the two scripts that come with the reference cases."""
+    spec = importlib.util.spec_from_file_location(f"reference_{name}", REFERENCE / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(REFERENCE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Case:
+    """A case folder: what was run, with what weights, on what image."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.facts: dict[str, Any] = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        self.name = str(self.facts.get("name", folder.name))
+        peer = self.facts.get("peer", "")
+        self.peer = str(peer.get("package", "") if isinstance(peer, Mapping) else peer)
+        self.preprocessing: dict[str, Any] = self.facts.get("preprocessing") or {}
+
+    def section(self, name: str) -> dict[str, Any]:
+        found = self.facts.get(name)
+        return found if isinstance(found, dict) else {}
+
+    # The checkpoint
+
+    def write_checkpoint(self, folder: Path) -> Path:
+        """The case's weights as the peer's own tools store them."""
+        arrays = recipe("weights").load_case(str(self.folder))
+        if self.peer == "detectron2":
+            path = folder / "model_final.pkl"
+            content = {"model": arrays | self._pixel_statistics(), "__author__": "Detectron2 Model Zoo"}
+            path.write_bytes(pickle.dumps(content))
+        elif self.peer == "transformers":
+            path = folder / "model.safetensors"
+            save_file(arrays, path)
+        else:
+            path = folder / "model.pth"
+            state: dict[str, Any] = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+            if self.peer.startswith("mmdet"):
+                state = {"meta": {"cfg": self._config_text()}, "state_dict": state}
+            torch.save(state, path)
+        return path
+
+    def _pixel_statistics(self) -> dict[str, np.ndarray]:
+        """The two buffers that the zoo's files hold besides the parameters."""
+        mean = self.preprocessing.get(
+            "pixel_mean_bgr", self.preprocessing.get("pixel_mean_rgb", self.preprocessing.get("pixel_mean"))
+        )
+        std = self.preprocessing.get("pixel_std")
+        if not mean or not std:
+            return {}
+        return {name: np.float32(values).reshape(3, 1, 1) for name, values in (("pixel_mean", mean), ("pixel_std", std))}
+
+    def _config_text(self) -> str:
+        """The config that MMDetection stores beside the weights, as far as the case tells it."""
+        model: dict[str, Any] = {"backbone": {"style": "caffe" if self._moves_stride() else "pytorch"}}
+        mean_rgb, mean_bgr = self.preprocessing.get("mean_rgb"), self.preprocessing.get("mean_bgr")
+        std = self.preprocessing.get("std_rgb") or self.preprocessing.get("std_bgr") or self.preprocessing.get("std")
+        if std and (mean_rgb or mean_bgr):
+            model["data_preprocessor"] = {"mean": mean_rgb or mean_bgr, "std": std, "bgr_to_rgb": mean_rgb is not None}
+        return f"model = {model!r}\n"
+
+    def _moves_stride(self) -> bool:
+        words = str(self.section("config").get("backbone", "")).lower()
+        return "caffe" in words or "first 1x1" in words
+
+    # The input
+
+    def image(self) -> tuple[np.ndarray, tuple[int, int], bool]:
+        """The picture, the (height, width) of the original, and whether the picture still has to be resized."""
+        original = self.folder.parent / str(self.facts["image"])
+        resized = self.folder / "input.png"
+        if resized.exists():
+            return read_image(resized), self._original_size(original), False
+        picture = read_image(original)
+        height, width = picture.shape[:2]
+        as_it_is = str(self.preprocessing.get("resize", "")).lower().startswith("none")
+        return picture, (int(height), int(width)), not as_it_is
+
+    def _original_size(self, path: Path) -> tuple[int, int]:
+        stated = self.facts.get("image_size_hw") or self.section("expected").get("image_size_hw")
+        height, width = stated or read_image(path).shape[:2]
+        return int(height), int(width)
+
+    def batch(self, segmenter: Segmenter) -> ImageBatch:
+        """The case's image as the network's input, at the size that the case states."""
+        picture, original, to_resize = self.image()
+        preprocessing = segmenter.preprocessing
+        wanted = self.preprocessing.get("resized_hw") or self.preprocessing.get("unpadded_input_size")
+        if to_resize and wanted and preprocessing.input_size(*original) != tuple(wanted):
+            preprocessing = replace(preprocessing, short_side=min(wanted), long_side=max(wanted))
+        batch = preprocessing.batch([picture], resize=to_resize, original_sizes=[original])
+        if wanted and batch.sizes[0].input != tuple(wanted):
+            raise ValueError(f"the case's input is {tuple(wanted)}, this library's {batch.sizes[0].input}")
+        return batch
+
+    # The thresholds
+
+    def thresholds(self, own: Thresholds) -> Thresholds:
+        """The model's own limits with those that the case states, under any of the peers' names for them."""
+        stated: dict[str, Any] = {}
+        for place in (self.section("config"), self.section("postprocessing"), self.facts):
+            for field, names, number in _NAMES:
+                for figure in (_figure(place.get(name)) for name in names):
+                    if figure is not None:
+                        stated[field] = number(figure)
+            for key, text in place.items():
+                for field, keys, pattern, number in _PHRASES:
+                    match = re.search(pattern, text, re.IGNORECASE) if key in keys and isinstance(text, str) else None
+                    if match:
+                        stated[field] = number(next(group for group in match.groups() if group))
+        return replace(own, **stated)
+
+
+_Number = Callable[[Any], float]
+
+# A field of Thresholds and the names of the peers' settings for it
+_NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
+    ("proposals_per_level", ("rpn_pre_nms_top_n", "rpn_nms_pre"), int),
+    ("proposals", ("rpn_post_nms_top_n", "rpn_max_per_img"), int),
+    ("proposal_nms", ("rpn_nms_thresh",), float),
+    ("proposal_min_size", ("rpn_min_box_size",), float),
+    ("score", ("box_score_thresh", "score_thr", "score_thresh", "score_threshold"), float),
+    ("nms", ("box_nms_thresh", "nms_thr", "nms_thresh", "nms_threshold", "nms"), float),
+    ("detections", ("detections_per_image", "max_per_img", "max_per_image"), int),
+    ("box_min_size", ("box_min_size",), float),
+    ("mask", ("mask_thr", "mask_thr_binary", "mask_threshold"), float),
+)
+# A field, the settings that state it in words, and the words
+_PHRASES: tuple[tuple[str, tuple[str, ...], str, _Number], ...] = (
+    ("proposals_per_level", ("rpn", "rpn_test"), r"PRE_NMS_TOPK (\d+)|(\d+) best per level", int),
+    ("proposals", ("rpn", "rpn_test"), r"POST_NMS_TOPK (\d+)|(\d+) best overall", int),
+    ("proposal_nms", ("rpn", "rpn_test"), r"\bNMS ([\d.]*\d)", float),
+    ("proposal_min_size", ("rpn", "rpn_test"), r"min size ([\d.]*\d)", float),
+    ("nms", ("nms",), r"IoU ([\d.]*\d)", float),
+    ("mask", ("mask_paste",), r">=? ([\d.]*\d)", float),
+)
+
+
+def _figure(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def load_case(case: Case, device: str | None) -> Segmenter:
+    """The network of a case, by way of a file in the peer's layout."""
+    with tempfile.TemporaryDirectory() as folder:
+        return thingstuff.load(case.write_checkpoint(Path(folder)), device)
+
+
+def prediction(segments: Segments) -> dict[str, np.ndarray]:
+    """Segments in the form that compare.py reads."""
+    return {
+        "boxes": segments.boxes,
+        "scores": segments.scores,
+        "labels": segments.classes,
+        "masks_rle": np.array([mask.to_coco()["counts"] for mask in segments.masks], dtype=str),
+    }
+
+
+def check(folder: Path, device: str | None) -> Iterator[str]:
+    """The misfits of one case, after one line about it."""
+    start = time.perf_counter()
+    name, summaries, problems = folder.name, [], []
+    try:
+        case = Case(folder)
+        name = case.name
+        if not (folder / "keys.json").exists() or "image" not in case.facts:
+            raise ValueError("not a model on an image; not supported yet")
+        segmenter = load_case(case, device)
+        limits = case.thresholds(segmenter.thresholds())
+        segments = segmenter.segment(case.batch(segmenter), thresholds=limits)[0]
+        summaries, problems = recipe("compare").compare(folder, prediction(segments))
+    except (ThingstuffError, OSError, ValueError, KeyError) as error:
+        problems = [" ".join(f"{type(error).__name__}: {error}".split())]
+    words = "; ".join([*summaries, *problems[:3], *([f"... {len(problems)} misfits"] if len(problems) > 3 else [])])
+    print(f"{'MISFIT' if problems else 'fits'}  {name}  {words}  ({time.perf_counter() - start:.1f} s)", flush=True)
+    yield from problems
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", help="where the networks run: cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    parser.add_argument("cases", nargs="+", type=Path, metavar="CASE_DIR")
+    options = parser.parse_args(arguments)
+    for folder in options.cases:
+        if not (folder / "case.json").is_file():
+            parser.error(f"{folder} is not a case folder: it has no case.json")
+    # the reference was computed in full float32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    misfits = [problem for folder in options.cases for problem in check(folder, options.device)]
+    return 1 if misfits else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
