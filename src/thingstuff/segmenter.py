@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 import torch
 
 from thingstuff.checkpoints import load_foreign
