@@ -207,12 +207,15 @@ def _written(
             bar.update()
             return each, outcome if isinstance(outcome, ImageError) else outcome.result()
 
-        for each, answer in found:
-            waiting.append((each, answer if isinstance(answer, ImageError) else writers.submit(_write, each, answer, out)))
-            if len(waiting) >= WAITING:
+        try:
+            for each, answer in found:
+                waiting.append((each, answer if isinstance(answer, ImageError) else writers.submit(_write, each, answer, out)))
+                if len(waiting) >= WAITING:
+                    yield next_done()
+            while waiting:
                 yield next_done()
-        while waiting:
-            yield next_done()
+        finally:
+            writers.shutdown(wait=False, cancel_futures=True)  # after an error or Ctrl-C, what waits is not written any more
 
 
 def _write(each: Input, segments: "Segments", out: Path) -> _Written:
