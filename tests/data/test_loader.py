@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from thingstuff.data.loader import EvaluationLoader, ImageCache, TrainingLoader
+from thingstuff.data.loader import ImageCache, TrainingLoader
 from thingstuff.data.records import InstanceDataset, Object, Record
 from thingstuff.data.transforms import Augmentation, ScaleOf
 from thingstuff.errors import AnnotationError, ConfigError, ImageError
@@ -118,7 +118,7 @@ def test_an_image_that_changed_its_size_since_is_named(dataset: InstanceDataset)
     assert path is not None
     Image.new("RGB", (9, 9)).save(path)
     with pytest.raises(AnnotationError, match=r"3\.png: has height and width \(9, 9\), its annotations say \(20, 24\)"):
-        list(EvaluationLoader(dataset, PREPROCESSING))
+        take(TrainingLoader(dataset, JITTER, PREPROCESSING, 1), 5)
 
 
 def test_closing_the_iterator_ends_its_workers(dataset: InstanceDataset):
@@ -152,18 +152,3 @@ def test_a_data_set_without_images_cannot_be_trained_on():
 def test_impossible_settings_are_refused(dataset: InstanceDataset, wrong: dict[str, int]):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         TrainingLoader(dataset, JITTER, PREPROCESSING, **{"batch_size": 1, **wrong})  # pyright: ignore[reportArgumentType]
-
-
-def test_evaluation_shows_images_in_order_with_the_last_batch_short(dataset: InstanceDataset):
-    loader = EvaluationLoader(dataset, PREPROCESSING, batch_size=2)
-    seen = list(loader)
-    assert [[record.image_id for record in records] for records, _ in seen] == [[1, 2], [3, 4], [5]]
-    assert len(loader) == 3
-    assert [len(batch) for _, batch in seen] == [2, 2, 1]
-    assert seen[0][1].sizes[0].original == (20, 24)
-
-
-def test_evaluation_in_processes_sees_each_image_once(dataset: InstanceDataset):
-    loaders = [EvaluationLoader(dataset, PREPROCESSING, rank=rank, processes=2) for rank in (0, 1)]
-    assert [[record.image_id for record in loader.records] for loader in loaders] == [[1, 3, 5], [2, 4]]
-    assert list(EvaluationLoader(InstanceDataset((), Categories.numbered(1)), PREPROCESSING)) == []

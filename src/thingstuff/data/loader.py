@@ -1,4 +1,4 @@
-"""Batches for training and images for evaluation.
+"""Batches for training.
 
 Training sees one endless stream: a fresh shuffle of the data set for each epoch, one after the other, cut into steps. What a
 step holds follows from (seed, step) and what happens to an image from (seed, epoch, index of the image) alone, so neither the
@@ -6,7 +6,6 @@ number of workers nor an interruption changes a run, and several processes share
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -197,48 +196,3 @@ class _Views(Dataset["_Packed | ThingstuffError"]):
             return _Packed.pack(augment(pixels, record, self.augmentation, self.preprocessing, random))
         except ThingstuffError as error:
             return error
-
-
-class EvaluationLoader:
-    """The images of a data set in its order, at the network's input size; the next batch is prepared while one is in use."""
-
-    def __init__(
-        self,
-        dataset: InstanceDataset,
-        preprocessing: Preprocessing,
-        batch_size: int = 1,
-        *,
-        rank: int = 0,
-        processes: int = 1,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-    ):
-        """
-        Args:
-            rank: which of the `processes` this one is, from 0; each sees every `processes`-th image.
-        """
-        if batch_size < 1 or processes < 1 or not 0 <= rank < processes:
-            raise ConfigError(f"need batch_size >= 1 and 0 <= rank < processes, got {batch_size=}, {rank=}, {processes=}")
-        self.records = dataset.records[rank::processes]
-        self.preprocessing, self.batch_size = preprocessing, batch_size
-        self._cache = ImageCache(0, max_pixels)
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self.records) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[tuple[Record, ...], ImageBatch]]:
-        """
-        Raises:
-            ImageError, AnnotationError: an image can't be read, or isn't what its annotations say; the file is named.
-        """
-        parts = [self.records[start : start + self.batch_size] for start in range(0, len(self.records), self.batch_size)]
-        with ThreadPoolExecutor(max_workers=1) as ahead:
-            coming = ahead.submit(self._prepare, parts[0]) if parts else None
-            for number, part in enumerate(parts, start=1):
-                assert coming is not None
-                batch = coming.result()
-                coming = ahead.submit(self._prepare, parts[number]) if number < len(parts) else None
-                yield part, batch
-
-    def _prepare(self, records: tuple[Record, ...]) -> ImageBatch:
-        return self.preprocessing.batch([self._cache.image_of(record) for record in records])
