@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+FARTHEST = 2.0**24  # cells; whole numbers up to here are exact in float32
 TAPS_FORWARD = 2**17  # taps at a time, and
 SUM_BYTES = 2**22  # sums at a time: small enough for the processor's cache and for memory to be used again
 TAPS_BACKWARD = 2**22  # the gradient is added up over the whole map once for so many taps; about 200 MB
@@ -45,7 +46,7 @@ def roi_align(
 
     With a sampling ratio the shapes are known beforehand: this traces under torch.compile(fullgraph=True) and torch.export.
     """
-    level_of_roi = torch.zeros(len(rois), dtype=torch.long, device=rois.device)
+    level_of_roi = torch.zeros(rois.shape[0], dtype=torch.long, device=rois.device)
     return multilevel_roi_align([features], rois, level_of_roi, [spatial_scale], output_size, sampling_ratio, aligned)
 
 
@@ -66,6 +67,47 @@ def multilevel_roi_align(
     return _MergedSums.apply(windows, bins, sampling_ratio, *levels)
 
 
+def roi_pool(
+    features: Float[Tensor, "batch channels height width"],
+    rois: Float[Tensor, "rois 5"],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+) -> Float[Tensor, "rois channels rows columns"]:
+    """The largest value in each bin, RoI and bins rounded to whole cells: what RoI Align replaced.
+
+    Box edges are rounded, halves away from zero, and belong to the RoI, which is at least one cell wide and high; bins overlap
+    where they do not divide evenly. A bin outside the map, or of a RoI that is not finite, is 0. Of equal values the first in
+    the order row, column receives the gradient.
+    """
+    bins = (output_size, output_size) if isinstance(output_size, int) else output_size
+    _, channels, height, width = features.shape
+    box = rois[:, 1:].detach().float() * spatial_scale
+    finite = torch.isfinite(box).all(dim=1, keepdim=True)
+    rounded = torch.where(finite, box.sign() * (box.abs() + 0.5).floor(), -FARTHEST)
+    x1, y1, x2, y2 = rounded.clamp(-FARTHEST, FARTHEST).unbind(1)
+    level_of_roi = torch.zeros(rois.shape[0], dtype=torch.long, device=rois.device)
+    windows = _place([features], rois, level_of_roi, [spatial_scale], bins, aligned=False)
+    rows, columns = _pooled(y1, y2, bins[0], height), _pooled(x1, x2, bins[1], width)
+    table = features.permute(0, 2, 3, 1).flatten(0, 2).to(_summed_in(features)).contiguous()
+    out = [
+        F.embedding_bag(indices, table, _starts(in_bag), mode="max")  # 0 for a bag of nothing
+        for _, indices, in_bag, _ in _parts(windows, rows, columns, TAPS_BACKWARD, windows.count)
+    ]
+    return torch.cat(out).to(features.dtype).view(-1, *bins, channels).permute(0, 3, 1, 2)
+
+
+def _pooled(start: Tensor, end: Tensor, bins: int, cells: int) -> "_Merged":
+    """All cells of each bin of one axis."""
+    length = (end - start + 1).clamp(min=1)[:, None] / bins
+    number = torch.arange(bins, device=start.device)
+    first = (torch.floor(number * length) + start[:, None]).clamp(0, cells).int()
+    count = (torch.ceil((number + 1) * length) + start[:, None]).clamp(0, cells).int() - first
+    offset = _starts(count.flatten())
+    owner = torch.repeat_interleave(count.flatten())
+    cell = (first.flatten() - offset)[owner] + _count_up(owner)
+    return _Merged(cell, torch.ones_like(cell), count, offset.view_as(count))
+
+
 # --- where the RoIs lie ---
 
 
@@ -84,8 +126,9 @@ class _Windows:
     x: _Axis
     base: Tensor  # the first row of the RoI's image and level in the table
 
-    def __len__(self) -> int:
-        return len(self.base)
+    @property
+    def count(self) -> int:
+        return self.base.shape[0]  # not len(), which a traced size does not survive
 
 
 def _place(
@@ -153,7 +196,7 @@ def _taps_of_fixed_shape(windows: _Windows, bins: tuple[int, int], sampling_rati
     rows = windows.base[:, None, None] + rows * windows.x.cells[:, None, None]
     indices = rows[:, :, None, :, None] + columns[:, None, :, None, :]  # rois bin_rows bin_columns tap_rows tap_columns
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-    bags = torch.arange(len(windows) * bins[0] * bins[1], device=indices.device) * (2 * sampling_ratio) ** 2
+    bags = torch.arange(windows.count * bins[0] * bins[1], device=indices.device) * (2 * sampling_ratio) ** 2
     return indices.flatten(), bags, weights.flatten()
 
 
@@ -194,7 +237,7 @@ def _merge(axis: _Axis, bins: int, sampling_ratio: int) -> _Merged:
     first = _starts(count)
     owner = torch.repeat_interleave(count)  # the bin of each sample
     roi = owner // bins
-    sample = torch.arange(len(owner), dtype=torch.int32, device=start.device) - first[owner] + earliest.flatten()[owner]
+    sample = torch.arange(owner.shape[0], dtype=torch.int32, device=start.device) - first[owner] + earliest.flatten()[owner]
     position = bin_start.flatten()[owner] + (sample.to(start.dtype) + 0.5) * axis.bin[roi] / samples.flatten()[roi]
     low, high, share, inside = _bilinear(position, axis.cells[roi])
     # Samples come in order, so a cell is shared with the sample before or not at all. Each sample needs two places, for
@@ -204,9 +247,9 @@ def _merge(axis: _Axis, bins: int, sampling_ratio: int) -> _Merged:
     place = torch.cat((torch.zeros(1, dtype=torch.long, device=start.device), advance.cumsum(0)))
     offset = place[first.clamp(max=place.shape[0] - 1)]
     end = place[(first + count - 1).clamp(min=0, max=place.shape[0] - 1)] + 2
-    place = place[: len(owner)]
+    place = place[: owner.shape[0]]
     value = inside / samples.flatten()[roi]
-    room = 2 * len(owner)
+    room = 2 * owner.shape[0]
     merged_cells = torch.zeros(room, dtype=torch.int32, device=start.device)
     merged_cells = merged_cells.scatter(0, place, low.int()).scatter(0, place + 1, high.int())
     weights = torch.zeros(room, dtype=start.dtype, device=start.device)
@@ -264,9 +307,10 @@ class _MergedSums(torch.autograd.Function):
         ctx.levels = [(level.shape, level.dtype, _memory_format(level)) for level in levels]
         channels, like = levels[0].shape[1], levels[0]
         table = _table(levels)
-        out = _empty((len(windows), channels, *bins), like.dtype, like.device, _memory_format(like))
+        out = _empty((windows.count, channels, *bins), like.dtype, like.device, _memory_format(like))
         most_rois = SUM_BYTES // (table.element_size() * channels * bins[0] * bins[1])
-        for part, indices, in_bag, weights in _parts(windows, bins, sampling_ratio, TAPS_FORWARD, most_rois):
+        rows, columns = _merge(windows.y, bins[0], sampling_ratio), _merge(windows.x, bins[1], sampling_ratio)
+        for part, indices, in_bag, weights in _parts(windows, rows, columns, TAPS_FORWARD, most_rois):
             sums = F.embedding_bag(indices, table, _starts(in_bag), mode="sum", per_sample_weights=weights)
             out[part].permute(0, 2, 3, 1).copy_(sums.view(-1, *bins, channels))
         return out
@@ -277,10 +321,12 @@ class _MergedSums(torch.autograd.Function):
         gradient = gradients[0]
         into = [_empty(shape, dtype, gradient.device, layout) for shape, dtype, layout in ctx.levels]
         cells = sum(level.shape[0] * level.shape[2] * level.shape[3] for level in into)
-        parts = _parts(ctx.windows, ctx.bins, ctx.sampling_ratio, TAPS_BACKWARD, len(ctx.windows))
+        windows, bins = ctx.windows, ctx.bins
+        rows, columns = _merge(windows.y, bins[0], ctx.sampling_ratio), _merge(windows.x, bins[1], ctx.sampling_ratio)
+        parts = _parts(windows, rows, columns, TAPS_BACKWARD, windows.count)
         for number, (part, indices, in_bag, weights) in enumerate(parts):
-            bins = gradient[part].permute(0, 2, 3, 1)
-            table = _empty(bins.shape, weights.dtype, bins.device, torch.contiguous_format).copy_(bins).flatten(0, 2)
+            of_bins = gradient[part].permute(0, 2, 3, 1)
+            table = _empty(of_bins.shape, weights.dtype, of_bins.device, torch.contiguous_format).copy_(of_bins).flatten(0, 2)
             by_cell = indices.sort(stable=True).indices
             bin_of_tap, weights = torch.repeat_interleave(in_bag).index_select(0, by_cell), weights.index_select(0, by_cell)
             ends = torch.bincount(indices, minlength=cells).cumsum(0)
@@ -298,10 +344,9 @@ class _MergedSums(torch.autograd.Function):
 
 
 def _parts(
-    windows: _Windows, bins: tuple[int, int], sampling_ratio: int, most_taps: int, most_rois: int
+    windows: _Windows, rows: _Merged, columns: _Merged, most_taps: int, most_rois: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Taps of consecutive RoIs, within both limits, or those of one RoI."""
-    rows, columns = _merge(windows.y, bins[0], sampling_ratio), _merge(windows.x, bins[1], sampling_ratio)
     start, total = 0, 0
     taps_of_roi = (rows.count.sum(dim=1) * columns.count.sum(dim=1)).tolist()
     for roi, taps in enumerate(taps_of_roi):
@@ -309,7 +354,7 @@ def _parts(
             yield slice(start, roi), *_cross(windows, rows, columns, slice(start, roi))
             start, total = roi, 0
         total += taps
-    yield slice(start, len(windows)), *_cross(windows, rows, columns, slice(start, len(windows)))
+    yield slice(start, windows.count), *_cross(windows, rows, columns, slice(start, windows.count))
 
 
 def _table(levels: Sequence[Tensor]) -> Tensor:
