@@ -61,6 +61,8 @@ def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str) -> MaskRCNNConfig
             raise CheckpointError(f"{name}: looks like a Mask R-CNN on FPN but lacks what becomes {key} here")
         return tensors[key].shape
 
+    if not any(key.startswith("mask_head.") for key in tensors):
+        raise CheckpointError(f"{name}: is a Faster R-CNN, which has no mask head; it finds boxes alone and is not supported")
     channels = shape("neck.output.0.conv.weight")[0]
     box_convs = count(tensors, r"box_head\.convs\.(\d+)\.conv\.weight", name)
     mask_convs = count(tensors, r"mask_head\.convs\.(\d+)\.conv\.weight", name)
