@@ -82,7 +82,7 @@ def _predicted(arguments: argparse.Namespace, data: "InstanceDataset") -> "Itera
 def _stream(segmenter: "Segmenter", arguments: argparse.Namespace, data: "InstanceDataset") -> "Iterator[Segments | ImageError]":
     found = segmenter.stream(
         [record.path for record in data],
-        score_threshold=arguments.score,
+        score_threshold=segmenter.thresholds().score if arguments.score is None else arguments.score,
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
         **given(max_pixels=arguments.max_pixels),
