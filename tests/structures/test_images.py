@@ -589,3 +589,10 @@ def test_targets_move_between_devices_as_a_whole(count: int):
 def test_targets_whose_masks_have_another_size_are_refused():
     with pytest.raises(SizeError, match="targets of image 7 disagree"):
         targets(2, size=(5, 4))
+
+
+def test_without_shrinking_a_large_image_keeps_its_size_and_a_small_one_grows():
+    preprocessing = Preprocessing(short_side=480, long_side=1000, shrink=False)
+    assert preprocessing.input_size(240, 320) == (480, 640)
+    assert preprocessing.input_size(600, 800) == (600, 800)
+    assert preprocessing.input_size(1000, 2000) == (500, 1000)  # the long side's bound holds

@@ -22,7 +22,7 @@ MASK_RCNN_LITE0 = MaskRCNNConfig(
     thresholds=Thresholds(proposals_per_level=500, proposals=500),
     sampling=Sampling(proposals_per_level=500, proposals=500, rois=256),
 )
-_LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=480, long_side=800)
+_LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=480, long_side=2048, shrink=False)
 
 MASK_RCNN_TINY = MaskRCNNConfig(
     BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)), ("stem_width", 8))),

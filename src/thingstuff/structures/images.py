@@ -332,6 +332,7 @@ class Preprocessing:
     long_side: int = 1333  # pixels
     pad_multiple: int = 32  # the batch's sides are multiples of it
     resize: Resize = Resize.ANTIALIASED
+    shrink: bool = True  # False: a longer short side is left as it is, for objects whose size does not follow the image's
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(v) for v in (*self.mean, *self.std)):
@@ -353,18 +354,19 @@ class Preprocessing:
         if self.short_side == 0:
             return height, width
         short, long = min(height, width), max(height, width)
+        short_side = self.short_side if self.shrink else max(self.short_side, short)
         if self.resize is Resize.TORCHVISION:
-            scale = min(self.short_side / short, self.long_side / long)
+            scale = min(short_side / short, self.long_side / long)
             sides = math.floor(height * scale), math.floor(width * scale)
         elif self.resize is Resize.OPENCV:
             # mmcv sorts the two limits: the larger is the long side's
-            limit_short, limit_long = sorted((self.short_side, self.long_side))
+            limit_short, limit_long = sorted((short_side, self.long_side))
             scale = min(limit_long / long, limit_short / short)
             sides = int(height * scale + 0.5), int(width * scale + 0.5)
         else:
             # the order of operations is detectron2's, so that rounding falls the same way
-            scale = self.short_side / short
-            scaled = (float(self.short_side), scale * width) if height < width else (scale * height, float(self.short_side))
+            scale = short_side / short
+            scaled = (float(short_side), scale * width) if height < width else (scale * height, float(short_side))
             if max(scaled) > self.long_side:
                 shrink = self.long_side / max(scaled)
                 scaled = scaled[0] * shrink, scaled[1] * shrink
