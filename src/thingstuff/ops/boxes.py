@@ -87,7 +87,7 @@ def assign_levels(
     boxes: Float[Tensor, "boxes 4"],
     min_level: int,
     max_level: int,
-    canonical_size: float = 224,
+    canonical_size: int | float = 224,
     canonical_level: int = 4,
     epsilon_inside: float = 0.0,
     epsilon_outside: float = 0.0,
