@@ -7,7 +7,6 @@ from functools import cache
 
 import pytest
 import torch
-from layouts import Network, detectron2_shapes, mmdetection_shapes, torchvision_shapes
 
 from thingstuff.checkpoints import LAYOUTS, detectron2, load_foreign, mmdetection, torchvision
 from thingstuff.checkpoints.files import shapes_of
@@ -17,6 +16,8 @@ from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNN
 from thingstuff.structures.categories import COCO_THINGS, COCO_THINGS_WITH_GAPS
 from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Resize
+
+from .layouts import Network, detectron2_shapes, mmdetection_shapes, torchvision_shapes
 
 SHAPES = {torchvision: torchvision_shapes, detectron2: detectron2_shapes, mmdetection: mmdetection_shapes}
 
