@@ -317,7 +317,17 @@ def _prepare_folder(recipe: Recipe, resume: bool) -> Path:
             raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
         before = json.loads(written.read_text(encoding="utf-8"))
         differing = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
-        free = {"steps", "workers", "cache_megabytes", "save_every", "pictures", "data", "out", "backbone_weights", "validation_data"}
+        free = {
+            "steps",
+            "workers",
+            "cache_megabytes",
+            "save_every",
+            "pictures",
+            "data",
+            "out",
+            "backbone_weights",
+            "validation_data",
+        }
         if wrong := [key for key in differing if key not in free]:
             told = ", ".join(f"{key} was {before.get(key)!r}, is {content.get(key)!r}" for key in wrong)
             raise TrainingError(f"{folder} holds a run with another recipe: {told}; repeat its command, or choose another folder")

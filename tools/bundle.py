@@ -1,0 +1,46 @@
+"""Put the weights of a training run into the package: kernels in 16 bits, test-time numbers as the model shall have them.
+
+    python tools/bundle.py RUN/best.safetensors nuclei --detections 500 --proposals 1000
+
+The file must stay under 16 MB; it is loaded once more at the end.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import thingstuff
+from thingstuff.segmenter import BUNDLED
+
+MOST_BYTES = 16_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--detections", type=int, help="objects an image, at most")
+    parser.add_argument("--proposals", type=int, help="proposals an image, and of each level")
+    arguments = parser.parse_args()
+
+    segmenter = thingstuff.load(arguments.weights, device="cpu")
+    config = segmenter.model.config
+    limits = config.thresholds
+    if arguments.detections:
+        limits = replace(limits, detections=arguments.detections)
+    if arguments.proposals:
+        limits = replace(limits, proposals=arguments.proposals, proposals_per_level=arguments.proposals)
+    segmenter.model.config = replace(config, thresholds=limits)
+
+    BUNDLED.mkdir(exist_ok=True)
+    path = BUNDLED / f"{arguments.name}.safetensors"
+    segmenter.save(path, half=True, notes={"name": arguments.name, "licence": "Apache-2.0"})
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        path.unlink()
+        raise SystemExit(f"{arguments.name} would take {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}; not bundled")
+    print(f"{path}: {size / 1e6:.1f} MB, {thingstuff.load(arguments.name, device='cpu')}")
+
+
+if __name__ == "__main__":
+    main()
