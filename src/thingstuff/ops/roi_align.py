@@ -139,7 +139,7 @@ def _place(
     bins: tuple[int, int],
     aligned: bool,
 ) -> _Windows:
-    def of_roi(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+    def of_roi(values: Sequence[int] | Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.stack([torch.full((), value, dtype=dtype, device=rois.device) for value in values])[level_of_roi]
 
     dtype = _summed_in(levels[0])
