@@ -97,7 +97,7 @@ def _create(config: BackboneConfig, **more: Any) -> Any:  # timm's feature netwo
 
 
 def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
-    """Move each bottleneck's stride from its 3x3 convolution to the 1x1 before it (He et al., 2015, arXiv:1512.03385, table 1)."""
+    """Move each bottleneck's stride from its 3x3 convolution to the 1x1 before it (He et al., 2015, arXiv:1512.03385)."""
     bottlenecks = [module for module in body.modules() if hasattr(module, "conv3") and hasattr(module, "downsample")]
     if not bottlenecks:
         raise ConfigError(f"stride_in_1x1 needs a ResNet of bottleneck blocks; {name} has none")

@@ -2,7 +2,8 @@
 
 batches -> losses -> gradients, clipped -> AdamW -> averaged weights -> validation: AP and pictures -> best and last checkpoint
 
-A run is a folder: `recipe.json`, `log.csv`, `log.jsonl`, `state.pt` to resume from, `last.safetensors`, `best.safetensors`, `pictures/`.
+A run is a folder: `recipe.json`, `log.csv`, `log.jsonl`, `state.pt` to resume from, `last.safetensors`, `best.safetensors` and
+`pictures/`.
 What a step does follows from the recipe and the state before it alone: a run killed and resumed on a CPU ends in the same bits.
 """
 
