@@ -238,7 +238,7 @@ _NOT_WEIGHTS = (  # first bytes, and what a file that begins with them is
 def read_weights(path: str | Path) -> ForeignFile:
     """The arrays of a `.pth`, `.pt`, `.safetensors` or detectron2 `.pkl`, told apart by content, not by name.
 
-    The weights may lie under "model", "state_dict" or "model_state_dict"; a "module." before every name is taken off.
+    The weights may lie under "model", "state_dict" or "model_state_dict"; a "module." or "model." before every name is taken off.
 
     Raises:
         CheckpointError: missing, empty, truncated, not weights, or asking for anything but arrays. The message names the file.
@@ -305,6 +305,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: truncated or damaged safetensors ({error}); download it again") from error
 
 
+_WRAPPERS = ("module.", "model.")  # of DistributedDataParallel, and of the usual LightningModule
 _NESTS = ("state_dict", "model_state_dict", "model", "model_state")
 
 
@@ -314,10 +315,10 @@ def _find_state(path: Path, payload: Any) -> tuple[dict[str, Any], dict[str, Any
     for _ in range(3):
         if not isinstance(payload, Mapping):
             break
-        if any(isinstance(value, Tensor | np.ndarray) for value in payload.values()):
-            return dict(payload), meta
         nest = next((name for name in _NESTS if isinstance(payload.get(name), Mapping)), None)
         if nest is None:
+            if any(isinstance(value, Tensor | np.ndarray) for value in payload.values()):
+                return dict(payload), meta
             break
         meta |= {str(key): value for key, value in payload.items() if key != nest}
         payload = payload[nest]
@@ -341,6 +342,7 @@ def _checked(path: Path, state: Mapping[Any, Any], meta: dict[str, Any]) -> Fore
         tensors[key] = value.detach()
     if not tensors:
         raise CheckpointError(f"{path}: holds no weights")
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    for prefix in _WRAPPERS:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return ForeignFile(path, tensors, meta)

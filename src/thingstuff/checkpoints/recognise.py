@@ -12,7 +12,7 @@ from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNNConfig
-from thingstuff.structures.categories import COCO_THINGS, COCO_THINGS_WITH_GAPS, Categories
+from thingstuff.structures.categories import COCO_THINGS, Categories
 from thingstuff.structures.images import Preprocessing
 
 
@@ -37,7 +37,7 @@ def refuse_unsupported(names: Sequence[str], table: Sequence[tuple[str, str]], n
 
 def categories_for(classes: int) -> Categories:
     """COCO's where the number of classes says so, else numbered ones."""
-    return {80: COCO_THINGS, 90: COCO_THINGS_WITH_GAPS}.get(classes) or Categories.numbered(classes)
+    return COCO_THINGS if classes == len(COCO_THINGS) else Categories.numbered(classes)
 
 
 def count(tensors: Mapping[str, Tensor], pattern: str, name: str) -> int:
