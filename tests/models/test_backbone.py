@@ -6,7 +6,7 @@ import torch
 from thingstuff.errors import ConfigError
 from thingstuff.models.backbone import Backbone, BackboneConfig
 
-SMALL = (("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)), ("stem_width", 8))
+SMALL = (("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))
 
 
 @pytest.mark.parametrize(

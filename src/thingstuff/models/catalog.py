@@ -25,7 +25,7 @@ MASK_RCNN_LITE0 = MaskRCNNConfig(
 _LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=480, long_side=2048, shrink=False)
 
 MASK_RCNN_TINY = MaskRCNNConfig(
-    BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)), ("stem_width", 8))),
+    BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))),
     classes=3,
     channels=16,
     anchor_sizes=(8.0, 16.0, 32.0, 64.0, 128.0),
