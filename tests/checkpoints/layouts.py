@@ -25,6 +25,8 @@ class Network:
     box_width: int = 24
     mask_convs: int = 4
     mask_channels: int = 16
+    rpn_channels: int = 0  # 0: as `channels`
+    mask_upsampled_channels: int = 0  # 0: as `mask_channels`
     classes: int = 7  # without background
     agnostic_boxes: bool = False
     agnostic_masks: bool = False
@@ -86,6 +88,15 @@ def widths_of(net):
     return [(256 if net.bottleneck else 64) << level for level in range(4)]
 
 
+def rpn_kernel(net, number):
+    width = net.rpn_channels or net.channels
+    return width, width if number else net.channels, 3, 3
+
+
+def upsampled(net):
+    return net.mask_upsampled_channels or net.mask_channels
+
+
 def torchvision_shapes(net, old_names=False):
     def part(kind):
         return lambda stage, block, number: (
@@ -102,9 +113,9 @@ def torchvision_shapes(net, old_names=False):
         shapes |= conv_norm(layer + zero, layer + ".1", net.neck_norm, net.channels, net.channels, 3, 3)
     for number in range(net.rpn_convs):
         conv = "rpn.head.conv" if old_names else f"rpn.head.conv.{number}.0"
-        shapes |= layer_of(conv, net.channels, net.channels, 3, 3)
-    shapes |= layer_of("rpn.head.cls_logits", net.anchors, net.channels, 1, 1)
-    shapes |= layer_of("rpn.head.bbox_pred", 4 * net.anchors, net.channels, 1, 1)
+        shapes |= layer_of(conv, *rpn_kernel(net, number))
+    shapes |= layer_of("rpn.head.cls_logits", net.anchors, net.rpn_channels or net.channels, 1, 1)
+    shapes |= layer_of("rpn.head.bbox_pred", 4 * net.anchors, net.rpn_channels or net.channels, 1, 1)
     before = net.channels
     for number in range(net.box_convs):
         conv = f"roi_heads.box_head.{number}"
@@ -123,9 +134,9 @@ def torchvision_shapes(net, old_names=False):
         conv = f"roi_heads.mask_head.mask_fcn{number + 1}" if old_names else name + ".0"
         shapes |= conv_norm(conv, name + ".1", net.head_norm, net.mask_channels, before, 3, 3)
         before = net.mask_channels
-    shapes["roi_heads.mask_predictor.conv5_mask.weight"] = (before, net.mask_channels, 2, 2)
-    shapes["roi_heads.mask_predictor.conv5_mask.bias"] = (net.mask_channels,)
-    return shapes | layer_of("roi_heads.mask_predictor.mask_fcn_logits", net.classes + 1, net.mask_channels, 1, 1)
+    shapes["roi_heads.mask_predictor.conv5_mask.weight"] = (before, upsampled(net), 2, 2)
+    shapes["roi_heads.mask_predictor.conv5_mask.bias"] = (upsampled(net),)
+    return shapes | layer_of("roi_heads.mask_predictor.mask_fcn_logits", net.classes + 1, upsampled(net), 1, 1)
 
 
 def detectron2_shapes(net):
@@ -142,9 +153,9 @@ def detectron2_shapes(net):
         shapes |= conv_norm(output, output + ".norm", net.neck_norm, net.channels, net.channels, 3, 3)
     for number in range(net.rpn_convs):
         name = "conv" if net.rpn_convs == 1 else f"conv.conv{number}"
-        shapes |= layer_of(f"proposal_generator.rpn_head.{name}", net.channels, net.channels, 3, 3)
-    shapes |= layer_of("proposal_generator.rpn_head.objectness_logits", net.anchors, net.channels, 1, 1)
-    shapes |= layer_of("proposal_generator.rpn_head.anchor_deltas", 4 * net.anchors, net.channels, 1, 1)
+        shapes |= layer_of(f"proposal_generator.rpn_head.{name}", *rpn_kernel(net, number))
+    shapes |= layer_of("proposal_generator.rpn_head.objectness_logits", net.anchors, net.rpn_channels or net.channels, 1, 1)
+    shapes |= layer_of("proposal_generator.rpn_head.anchor_deltas", 4 * net.anchors, net.rpn_channels or net.channels, 1, 1)
     before = net.channels
     for number in range(1, net.box_convs + 1):
         name = f"roi_heads.box_head.conv{number}"
@@ -161,9 +172,9 @@ def detectron2_shapes(net):
         name = f"roi_heads.mask_head.mask_fcn{number}"
         shapes |= conv_norm(name, name + ".norm", net.head_norm, net.mask_channels, before, 3, 3)
         before = net.mask_channels
-    shapes["roi_heads.mask_head.deconv.weight"] = (before, net.mask_channels, 2, 2)
-    shapes["roi_heads.mask_head.deconv.bias"] = (net.mask_channels,)
-    return shapes | layer_of("roi_heads.mask_head.predictor", 1 if net.agnostic_masks else net.classes, net.mask_channels, 1, 1)
+    shapes["roi_heads.mask_head.deconv.weight"] = (before, upsampled(net), 2, 2)
+    shapes["roi_heads.mask_head.deconv.bias"] = (upsampled(net),)
+    return shapes | layer_of("roi_heads.mask_head.predictor", 1 if net.agnostic_masks else net.classes, upsampled(net), 1, 1)
 
 
 def mmdetection_shapes(net):
@@ -184,9 +195,9 @@ def mmdetection_shapes(net):
             shapes |= conv_norm(name + ".conv", norm_name, net.neck_norm, net.channels, before, kernel, kernel)
     for number in range(net.rpn_convs):
         name = "rpn_conv" if net.rpn_convs == 1 else f"rpn_conv.{number}.conv"
-        shapes |= layer_of(f"rpn_head.{name}", net.channels, net.channels, 3, 3)
-    shapes |= layer_of("rpn_head.rpn_cls", net.anchors, net.channels, 1, 1)
-    shapes |= layer_of("rpn_head.rpn_reg", 4 * net.anchors, net.channels, 1, 1)
+        shapes |= layer_of(f"rpn_head.{name}", *rpn_kernel(net, number))
+    shapes |= layer_of("rpn_head.rpn_cls", net.anchors, net.rpn_channels or net.channels, 1, 1)
+    shapes |= layer_of("rpn_head.rpn_reg", 4 * net.anchors, net.rpn_channels or net.channels, 1, 1)
     before = net.channels
     for number in range(net.box_convs):
         name = f"roi_head.bbox_head.shared_convs.{number}"
@@ -203,6 +214,6 @@ def mmdetection_shapes(net):
         name = f"roi_head.mask_head.convs.{number}"
         shapes |= conv_norm(name + ".conv", f"{name}.{short(net.head_norm)}", net.head_norm, net.mask_channels, before, 3, 3)
         before = net.mask_channels
-    shapes["roi_head.mask_head.upsample.weight"] = (before, net.mask_channels, 2, 2)
-    shapes["roi_head.mask_head.upsample.bias"] = (net.mask_channels,)
-    return shapes | layer_of("roi_head.mask_head.conv_logits", 1 if net.agnostic_masks else net.classes, net.mask_channels, 1, 1)
+    shapes["roi_head.mask_head.upsample.weight"] = (before, upsampled(net), 2, 2)
+    shapes["roi_head.mask_head.upsample.bias"] = (upsampled(net),)
+    return shapes | layer_of("roi_head.mask_head.conv_logits", 1 if net.agnostic_masks else net.classes, upsampled(net), 1, 1)

@@ -121,6 +121,31 @@ def test_a_config_that_no_network_can_have_is_refused(own_file, tmp_path):
         read(changed_config(own_file, tmp_path, surprise=1))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"box_width": 2**62}, "no network can be built from its config"),
+        ({"channels": -5}, "channels must be at least 1, got -5"),
+        ({"neck_norm": "group"}, "no network can be built from its config"),  # 32 groups of 16 channels
+        ({"backbone": {"options": [["norm_layer", "nonsense"]]}}, r"changed\.safetensors: .*(nonsense|built)"),
+        ({"roi_sampling": 10**6}, "at most 64 samples an axis"),
+        ({"mask_pool": 10**6}, "256 cells"),
+        ({"anchor_sizes": [8, 16, 32, 64, 0]}, "must be positive and finite"),
+        ({"thresholds": {"score": 5}}, "score must lie from 0 to 1, got 5"),
+        ({"thresholds": {"detections": 0}}, "detections must be at least 1, got 0"),
+        ({"sampling": {"rois": -1}}, "rois must be at least 1, got -1"),
+        ({"sampling": {"anchor_iou": [0.7, 0.3]}}, "anchor_iou must be two rising numbers"),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused(own_file, tmp_path, fields, message):
+    with safetensors.safe_open(own_file, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    for name, value in fields.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    with pytest.raises(CheckpointError, match=message):
+        read(rewritten(own_file, tmp_path, config=json.dumps(config)))
+
+
 def test_weights_that_do_not_fit_their_config_are_refused_before_memory_is_taken(own_file, tmp_path):
     # 10**11 classes would be 12 TB of weights
     with pytest.raises(CheckpointError, match=r"classes\.weight: shape \(4, 32\), the model needs \(100000000001, 32\)"):

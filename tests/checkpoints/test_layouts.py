@@ -91,6 +91,21 @@ def test_every_size_of_neck_and_heads_is_found(layout, sizes):
     assert not config.class_agnostic_masks
 
 
+@pytest.mark.parametrize("layout", SHAPES)
+def test_widths_of_the_rpn_and_after_the_masks_transposed_convolution_are_their_own(layout):
+    network = Network(depth=18, rpn_convs=2, rpn_channels=24, mask_channels=40, mask_upsampled_channels=12)
+    config = described(layout, SHAPES[layout](network)).config
+    assert (config.channels, config.rpn_channels) == (16, 24)
+    assert (config.mask_channels, config.mask_upsampled_channels) == (40, 12)
+    usual = described(layout, SHAPES[layout](Network(depth=18))).config
+    assert (usual.rpn_channels, usual.mask_upsampled_channels) == (None, None)
+
+
+def test_only_detectron2_drops_boxes_without_area():
+    drops = {layout: described(layout, SHAPES[layout](Network(depth=18))).config.drop_empty_boxes for layout in SHAPES}
+    assert drops == {torchvision: False, detectron2: True, mmdetection: False}
+
+
 @pytest.mark.parametrize("layout", [detectron2, mmdetection])
 def test_class_agnostic_heads_are_found(layout):
     config = described(layout, SHAPES[layout](Network(depth=18, agnostic_boxes=True, agnostic_masks=True))).config
@@ -389,7 +404,7 @@ def test_a_detector_without_a_mask_head_is_named(layout):
 def test_a_backbone_that_is_no_resnet_is_said():
     shapes = mmdetection_shapes(Network(depth=50))
     shapes["backbone.conv1.weight"] = (32, 3, 3, 3)
-    with pytest.raises(CheckpointError, match="starts with 32 channels where a ResNet has 64"):
+    with pytest.raises(CheckpointError, match="a stem of 32 channels where a ResNet has 64"):
         mmdetection.describe(hollow(shapes), {}, "model.pth")
 
 

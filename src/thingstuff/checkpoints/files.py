@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from thingstuff.checkpoints.pickles import read_numpy_pickle, refuse_unknown, survey_torch_archive
 from thingstuff.checkpoints.plain import from_plain, to_plain
 from thingstuff.checkpoints.rules import demand_fit
-from thingstuff.errors import CheckpointError, ConfigError
+from thingstuff.errors import CheckpointError, ConfigError, ThingstuffError
 from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from thingstuff.structures.categories import Categories
@@ -174,9 +174,19 @@ def read(path: str | Path) -> tuple[Model, Categories, Preprocessing]:
 
 
 def shapes_of(kind: type[Model], config: Any) -> dict[str, torch.Size]:
-    """Shapes of a model's parameters and buffers, without memory for them."""
-    with torch.device("meta"), _NoRandomNumbers():
-        return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
+    """Shapes of a model's parameters and buffers, without memory for them.
+
+    Raises:
+        ConfigError: no network can be built from the config.
+    """
+    try:
+        with torch.device("meta"), _NoRandomNumbers():
+            return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
+    except ThingstuffError:
+        raise
+    except Exception as error:  # whatever torch and timm raise on numbers that nobody trained a network with
+        words = " ".join(str(error).split())[:200]
+        raise ConfigError(f"no network can be built from its config ({type(error).__name__}: {words})") from error
 
 
 def build(kind: type[Model], config: Any, tensors: Mapping[str, Tensor]) -> Model:

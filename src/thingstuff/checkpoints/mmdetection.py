@@ -182,6 +182,7 @@ def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> Mask
     config = replace(
         found,
         clip_small_deltas=True,
+        drop_empty_boxes=False,
         level_canonical=(56.0, 2),
         level_epsilons=(1e-6, 0.0),
         roi_sampling=sampling if isinstance(sampling, int) else 0,

@@ -67,6 +67,9 @@ def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str) -> MaskRCNNConfig
     box_convs = count(tensors, r"box_head\.convs\.(\d+)\.conv\.weight", name)
     mask_convs = count(tensors, r"mask_head\.convs\.(\d+)\.conv\.weight", name)
     box_channels = shape("box_head.convs.0.conv.weight")[0] if box_convs else channels
+    upsampled = shape("mask_head.upsample.weight")[1]
+    mask_channels = shape("mask_head.convs.0.conv.weight")[0] if mask_convs else upsampled
+    rpn_channels = shape("rpn.convs.0.conv.weight")[0]
     box_width, box_inputs = shape("box_head.fcs.0.weight")
     classes = shape("box_head.classes.weight")[0] - 1
     if classes < 1 or box_inputs < box_channels:
@@ -80,12 +83,14 @@ def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str) -> MaskRCNNConfig
         neck_norm=_norm(tensors, "neck.lateral.0"),
         head_norm=_norm(tensors, "box_head.convs.0" if box_convs else "mask_head.convs.0"),
         rpn_convs=count(tensors, r"rpn\.convs\.(\d+)\.conv\.weight", name),
+        rpn_channels=None if rpn_channels == channels else rpn_channels,
         box_convs=box_convs,
         box_channels=box_channels,
         box_fcs=count(tensors, r"box_head\.fcs\.(\d+)\.weight", name),
         box_width=box_width,
         mask_convs=mask_convs,
-        mask_channels=shape("mask_head.upsample.weight")[1],
+        mask_channels=mask_channels,
+        mask_upsampled_channels=None if upsampled == mask_channels else upsampled,
         box_pool=math.isqrt(box_inputs // box_channels),
         class_agnostic_boxes=classes > 1 and shape("box_head.deltas.weight")[0] == 4,
         class_agnostic_masks=classes > 1 and shape("mask_head.logits.weight")[0] == 1,
@@ -120,8 +125,8 @@ def resnet_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
         raise CheckpointError(f"{name}: its backbone is no ResNet (blocks in its four stages: {blocks})")
     if tensors[body + "conv1.weight"].shape[0] != 64:
         raise CheckpointError(
-            f"{name}: its backbone starts with {tensors[body + 'conv1.weight'].shape[0]} channels where a ResNet has 64; "
-            "RegNet and other relatives are not supported yet"
+            f"{name}: its backbone has a stem of {tensors[body + 'conv1.weight'].shape[0]} channels where a ResNet has 64, "
+            "which is not supported yet"
         )
     bottleneck = body + "layer1.0.conv3.weight" in tensors
     last = "conv3" if bottleneck else "conv2"

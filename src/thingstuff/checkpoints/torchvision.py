@@ -92,6 +92,8 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         roi_aligned=False,
         level_epsilons=(0.0, 1e-6),
         paste="integer",
+        min_size_inclusive=True,
+        drop_empty_boxes=False,
         thresholds=Thresholds(proposal_min_size=1e-3, box_min_size=1e-2),
     )
     demand_anchor_count(config, tensors, name)

@@ -6,6 +6,7 @@ image -> backbone C2..C5 -> FPN P2..P6 -+-> RPN, shared by all levels: objectnes
             P2..P5 <-- RoI Align 14x14 <+-- detections -> mask head: a 28x28 mask a class -> pasted into the image
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,6 +38,20 @@ from thingstuff.structures.masks import Mask
 from thingstuff.structures.segments import Segments
 
 STRIDES = (4, 8, 16, 32, 64)  # of P2..P6
+MOST_SAMPLES = 64  # of RoI Align a bin and axis
+MOST_CELLS = 256  # of RoI Align's output a side
+
+
+def _demand_counts(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+def _demand_shares(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"{name} must lie from 0 to 1, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True)
@@ -46,12 +61,19 @@ class Thresholds:
     proposals_per_level: int = 1000  # highest objectness, before NMS
     proposals: int = 1000  # an image, after NMS
     proposal_nms: float = 0.7  # IoU
-    proposal_min_size: float = 0.0  # pixels; a side must be longer
+    proposal_min_size: float = 0.0  # pixels; both sides must be longer
     score: float = 0.05  # a detection's class probability must be higher
     nms: float = 0.5  # IoU, within a class
     detections: int = 100  # an image
-    box_min_size: float = 0.0  # pixels; a side must be longer
+    box_min_size: float = 0.0  # pixels; both sides must be longer
     mask: float = 0.5  # probability from which a pixel belongs to the object
+    proposal_score: float = 0.0  # objectness probability that a proposal must reach
+
+    def __post_init__(self) -> None:
+        _demand_counts(self, "proposals_per_level", "proposals", "detections")
+        _demand_shares(self, "proposal_nms", "score", "nms", "mask", "proposal_score")
+        if not (math.isfinite(self.proposal_min_size) and math.isfinite(self.box_min_size)):
+            raise ConfigError(f"least sizes must be finite, got {self.proposal_min_size} and {self.box_min_size}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,13 @@ class Sampling:
     roi_positives: float = 0.25  # at most this share of them
     roi_iou: float = 0.5  # positive from
     crowd_ioa: float = 0.5  # what lies in a crowd region by this share of its area is never a negative
+
+    def __post_init__(self) -> None:
+        _demand_counts(self, "anchors", "proposals_per_level", "proposals", "rois")
+        _demand_shares(self, "anchor_positives", "roi_positives", "roi_iou", "crowd_ioa")
+        low, high = self.anchor_iou
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"anchor_iou must be two rising numbers from 0 to 1, got {self.anchor_iou}")
 
 
 @dataclass(frozen=True)
@@ -87,12 +116,14 @@ class MaskRCNNConfig:
     anchors_rounded: bool = False  # anchor corners to whole pixels
     anchor_stride_from_grid: bool = False  # stride = padded input size // grid size, which is not 64 everywhere at P6
     rpn_convs: int = 1
+    rpn_channels: int | None = None  # of those convolutions; None: as every FPN level
     box_convs: int = 0
     box_channels: int = 256  # of those convolutions
     box_fcs: int = 2
     box_width: int = 1024  # of those layers
     mask_convs: int = 4
-    mask_channels: int = 256
+    mask_channels: int = 256  # of those convolutions
+    mask_upsampled_channels: int | None = None  # after the transposed convolution; None: the same
     box_pool: int = 7
     mask_pool: int = 14
     class_agnostic_boxes: bool = False
@@ -104,18 +135,36 @@ class MaskRCNNConfig:
     level_canonical: tuple[float, int] = (224.0, 4)  # a box of this side is pooled from this level (Lin et al., equation 1)
     level_epsilons: tuple[float, float] = (1e-8, 0.0)  # within the logarithm, and added to it: peers differ at the borders
     paste: PasteMode = "grid"
+    min_size_inclusive: bool = False  # torchvision also keeps a box whose side is exactly the least one
+    drop_empty_boxes: bool = True  # detectron2 drops what has no area in the original image, the others return it
     thresholds: Thresholds = Thresholds()
     sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
-        if self.classes < 1:
-            raise ConfigError(f"classes must be at least 1, got {self.classes}")
+        _demand_counts(self, "classes", "channels", "rpn_convs", "box_channels", "box_fcs", "box_width", "mask_channels")
+        _demand_counts(self, "box_pool", "mask_pool")
+        for name in ("rpn_channels", "mask_upsampled_channels"):
+            if getattr(self, name) is not None:
+                _demand_counts(self, name)
         if len(self.anchor_sizes) != len(STRIDES):
             raise ConfigError(f"anchor_sizes needs one size for each of P2..P6, got {self.anchor_sizes}")
         if not self.anchor_ratios:
             raise ConfigError("anchor_ratios needs at least one ratio")
-        if self.box_fcs < 1 or self.rpn_convs < 1:
-            raise ConfigError(f"box_fcs and rpn_convs must be at least 1, got {self.box_fcs} and {self.rpn_convs}")
+        if min(self.box_convs, self.mask_convs) < 0:
+            raise ConfigError(f"box_convs and mask_convs must not be negative, got {self.box_convs} and {self.mask_convs}")
+        if self.roi_sampling > MOST_SAMPLES or max(self.box_pool, self.mask_pool) > MOST_CELLS:
+            raise ConfigError(
+                f"RoI Align takes at most {MOST_SAMPLES} samples an axis and {MOST_CELLS} cells, "
+                f"got roi_sampling {self.roi_sampling}, box_pool {self.box_pool} and mask_pool {self.mask_pool}"
+            )
+        positive = (*self.anchor_sizes, *self.anchor_ratios, *self.box_weights, self.level_canonical[0])
+        if not all(math.isfinite(number) and number > 0 for number in positive):
+            raise ConfigError(
+                "anchor_sizes, anchor_ratios, box_weights and the side in level_canonical must be positive and finite, "
+                f"got {self.anchor_sizes}, {self.anchor_ratios}, {self.box_weights} and {self.level_canonical[0]}"
+            )
+        if not all(math.isfinite(number) and number >= 0 for number in self.level_epsilons):
+            raise ConfigError(f"level_epsilons must be finite and not negative, got {self.level_epsilons}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +186,13 @@ torch.export.register_dataclass(Predictions)
 class RPN(nn.Module):
     """Region proposal network: for each anchor, is there an object, and how does its box differ (Ren et al., section 3.1)."""
 
-    def __init__(self, channels: int, anchors: int, convs: int):
+    def __init__(self, config: MaskRCNNConfig):
         super().__init__()
-        self.convs = nn.ModuleList(ConvNorm(channels, channels, 3) for _ in range(convs))
-        self.objectness = nn.Conv2d(channels, anchors, 1)
-        self.deltas = nn.Conv2d(channels, 4 * anchors, 1)
+        widths = [config.channels] + [config.rpn_channels or config.channels] * config.rpn_convs
+        anchors = len(config.anchor_ratios)
+        self.convs = nn.ModuleList(ConvNorm(before, after, 3) for before, after in pairwise(widths))
+        self.objectness = nn.Conv2d(widths[-1], anchors, 1)
+        self.deltas = nn.Conv2d(widths[-1], 4 * anchors, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 _normal(layer, 0.01)
@@ -192,8 +243,9 @@ class MaskHead(nn.Module):
         super().__init__()
         widths = [config.channels] + [config.mask_channels] * config.mask_convs
         self.convs = nn.ModuleList(ConvNorm(before, after, 3, config.head_norm) for before, after in pairwise(widths))
-        self.upsample = nn.ConvTranspose2d(widths[-1], config.mask_channels, 2, stride=2)
-        self.logits = nn.Conv2d(config.mask_channels, 1 if config.class_agnostic_masks else config.classes, 1)
+        upsampled = config.mask_upsampled_channels or config.mask_channels
+        self.upsample = nn.ConvTranspose2d(widths[-1], upsampled, 2, stride=2)
+        self.logits = nn.Conv2d(upsampled, 1 if config.class_agnostic_masks else config.classes, 1)
         for conv in self.convs:
             _kaiming(conv.get_submodule("conv"))
         _kaiming(self.upsample)
@@ -222,7 +274,7 @@ class MaskRCNN(Model):
         self.config = config
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, config.channels, config.neck_norm)
-        self.rpn = RPN(config.channels, len(config.anchor_ratios), config.rpn_convs)
+        self.rpn = RPN(config)
         self.box_head = BoxHead(config)
         self.mask_head = MaskHead(config)
 
@@ -247,7 +299,14 @@ class MaskRCNN(Model):
 
     @torch.no_grad()
     def proposals(
-        self, predictions: Predictions, sizes: Sequence[tuple[int, int]], per_level: int, keep: int, nms: float, min_size: float
+        self,
+        predictions: Predictions,
+        sizes: Sequence[tuple[int, int]],
+        per_level: int,
+        keep: int,
+        nms: float,
+        min_size: float,
+        min_score: float = 0.0,
     ) -> list[tuple[Float[Tensor, "_ 4"], Float[Tensor, " _"]]]:
         """Boxes likely to hold an object in each image, with their objectness logits, by descending objectness.
 
@@ -273,11 +332,17 @@ class MaskRCNN(Model):
         for image_boxes, image_logits in zip(boxes, logits, strict=True):
             level = torch.cat([torch.full_like(part, index, dtype=torch.int64) for index, part in enumerate(image_logits)])
             all_boxes, all_logits = torch.cat(image_boxes), torch.cat(image_logits)
-            usable = _longer_than(all_boxes, min_size) & all_logits.isfinite()
+            usable = self._large_enough(all_boxes, min_size) & all_logits.isfinite()
+            if min_score > 0:
+                usable &= all_logits.sigmoid() >= min_score
             all_boxes, all_logits, level = all_boxes[usable], all_logits[usable], level[usable]
             kept = batched_nms(all_boxes, all_logits, level, nms)[:keep]
             result.append((all_boxes[kept], all_logits[kept]))
         return result
+
+    def _large_enough(self, boxes: Float[Tensor, "boxes 4"], size: float) -> Bool[Tensor, " boxes"]:
+        sides = _sides(boxes)
+        return (sides >= size if self.config.min_size_inclusive else sides > size).all(dim=1)
 
     def pool(
         self, levels: Sequence[Tensor], boxes: Sequence[Float[Tensor, "_ 4"]], size: int
@@ -312,7 +377,7 @@ class MaskRCNN(Model):
         boxes = boxes.expand(-1, classes, 4)  # one box for all classes where the head is class-agnostic
         region, class_ = (probabilities > thresholds.score).nonzero(as_tuple=True)
         scores, boxes = probabilities[region, class_], boxes[region, class_]
-        usable = _longer_than(boxes, thresholds.box_min_size) & boxes.isfinite().all(dim=1)
+        usable = self._large_enough(boxes, thresholds.box_min_size) & boxes.isfinite().all(dim=1)
         scores, boxes, class_ = scores[usable], boxes[usable], class_[usable]
         kept = batched_nms(boxes, scores, class_, thresholds.nms)[: thresholds.detections]
         return Detections(boxes[kept], scores[kept], class_[kept])
@@ -356,6 +421,7 @@ class MaskRCNN(Model):
             limits.proposals,
             limits.proposal_nms,
             limits.proposal_min_size,
+            limits.proposal_score,
         )
         boxes = [image_boxes for image_boxes, _ in proposals]
         class_logits, box_deltas = self.box_head(self.pool(predictions.levels, boxes, self.config.box_pool))
@@ -383,14 +449,16 @@ class MaskRCNN(Model):
         height, width = size.original
         scale = found.boxes.new_tensor([width / size.input[1], height / size.input[0]]).repeat(2)  # x y x y
         boxes = clip_boxes(found.boxes * scale, size.original)
-        kept = _longer_than(boxes, 0.0)
-        boxes, mask_logits = boxes[kept], mask_logits[kept]
+        classes, scores = found.classes, found.scores
+        if self.config.drop_empty_boxes:
+            kept = (_sides(boxes) > 0).all(dim=1)
+            boxes, mask_logits, classes, scores = boxes[kept], mask_logits[kept], classes[kept], scores[kept]
         crops = paste_crops(mask_logits.sigmoid(), boxes, size.original, threshold, self.config.paste)
         return Segments(
             size=size.original,
             categories=categories,
-            classes=found.classes[kept].cpu().numpy(),
-            scores=found.scores[kept].cpu().numpy(),
+            classes=classes.cpu().numpy(),
+            scores=scores.cpu().numpy(),
             boxes=boxes.cpu().numpy(),
             masks=tuple(Mask.from_crop(crop, corner, size.original) for crop, corner in crops),
         )
@@ -409,6 +477,7 @@ class MaskRCNN(Model):
             sampling.proposals,
             self.config.thresholds.proposal_nms,
             self.config.thresholds.proposal_min_size,
+            self.config.thresholds.proposal_score,
         )
         rois = [
             _sample_rois(boxes, target, sampling, background=self.config.classes)
@@ -551,8 +620,9 @@ def _crop_masks(
     return functional.avg_pool2d(points[:, None], 2)[:, 0]
 
 
-def _longer_than(boxes: Float[Tensor, "boxes 4"], size: float) -> Bool[Tensor, " boxes"]:
-    return (boxes[:, 2] - boxes[:, 0] > size) & (boxes[:, 3] - boxes[:, 1] > size)
+def _sides(boxes: Float[Tensor, "boxes 4"]) -> Float[Tensor, "boxes 2"]:
+    """Width and height."""
+    return boxes[:, 2:] - boxes[:, :2]
 
 
 def _normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:
