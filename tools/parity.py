@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,9 +27,9 @@ import torch
 from safetensors.numpy import save_file
 
 import thingstuff
-from thingstuff.models.mask_rcnn import Thresholds
+from thingstuff.models.mask_rcnn import MaskRCNNConfig, Thresholds
 from thingstuff.segmenter import Segmenter
-from thingstuff.structures.images import ImageBatch, read_image
+from thingstuff.structures.images import ImageBatch, Preprocessing, read_image
 from thingstuff.structures.segments import Segments
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference"
@@ -49,9 +49,9 @@ class Case:
     """A case folder: what was run, with what weights, on what image."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder.resolve()
         self.facts: dict[str, Any] = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-        self.name = str(self.facts.get("name", folder.name))
+        self.name = str(self.facts.get("name", self.folder.name))
         peer = self.facts.get("peer", "")
         self.peer = str(peer.get("package", "") if isinstance(peer, Mapping) else peer)
         self.preprocessing: dict[str, Any] = self.facts.get("preprocessing") or {}
@@ -124,14 +124,52 @@ class Case:
     def batch(self, segmenter: Segmenter) -> ImageBatch:
         """The case's image as the network's input, at the size that the case states."""
         picture, original, to_resize = self.image()
-        preprocessing = segmenter.preprocessing
         wanted = self.preprocessing.get("resized_hw") or self.preprocessing.get("unpadded_input_size")
+        preprocessing = self.scaled(segmenter.preprocessing)
         if to_resize and wanted and preprocessing.input_size(*original) != tuple(wanted):
-            preprocessing = replace(preprocessing, short_side=min(wanted), long_side=max(wanted))
+            height, width = wanted
+            preprocessing = resizing_to(preprocessing, (int(height), int(width)))
         batch = preprocessing.batch([picture], resize=to_resize, original_sizes=[original])
         if wanted and batch.sizes[0].input != tuple(wanted):
             raise ValueError(f"the case's input is {tuple(wanted)}, this library's {batch.sizes[0].input}")
         return batch
+
+    def scaled(self, own: Preprocessing) -> Preprocessing:
+        """The model's preprocessing with the limits of the sides that the case states."""
+        for place in (self.preprocessing, self.section("config"), self.facts):
+            sides = place.get("peer_scale_setting") or (place.get("min_size"), place.get("max_size"))
+            for text in (place.get("words"), place.get("resize")):
+                match = _SIDES.search(text) if isinstance(text, str) else None
+                sides = (int(match[1]), int(match[2])) if match else sides
+            if len(sides) == 2 and all(_figure(side) for side in sides):
+                return replace(own, short_side=int(min(sides)), long_side=int(max(sides)))
+        return own
+
+    # The anchors
+
+    def anchors(self, own: MaskRCNNConfig) -> MaskRCNNConfig:
+        """The model's config with the anchors that the case states; files of weights do not hold them.
+
+        Raises:
+            ValueError: anchors that this library's networks can't have.
+        """
+        config = self.section("config")
+        sizes, ratios = config.get("anchor_sizes"), config.get("anchor_ratios")
+        if sizes is not None:
+            sizes = [size if isinstance(size, list) else [size] for size in sizes]
+            if len(sizes) != len(own.anchor_sizes) or any(len(level) != 1 for level in sizes):
+                raise ValueError(f"anchor_sizes {sizes}: one size for each of P2..P6 is all that is supported yet")
+            own = replace(own, anchor_sizes=tuple(float(level[0]) for level in sizes))
+        if ratios is not None:
+            levels = (
+                [tuple(map(float, level)) for level in ratios] if isinstance(ratios[0], list) else [tuple(map(float, ratios))]
+            )
+            if any(level != levels[0] for level in levels) or len(levels[0]) != len(own.anchor_ratios):
+                raise ValueError(
+                    f"anchor_ratios {ratios}: the same {len(own.anchor_ratios)} on every level are all that is supported here"
+                )
+            own = replace(own, anchor_ratios=levels[0])
+        return own
 
     # The thresholds
 
@@ -151,7 +189,23 @@ class Case:
         return replace(own, **stated)
 
 
+@dataclass(frozen=True)
+class _ResizingTo(Preprocessing):
+    size: tuple[int, int] = (0, 0)  # height, width
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.size
+
+
+def resizing_to(own: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """The same in everything but the size, which is this (height, width) whatever the image's."""
+    return _ResizingTo(**{field.name: getattr(own, field.name) for field in fields(own)}, size=size)
+
+
 _Number = Callable[[Any], float]
+
+# The limits of the short and the long side in words
+_SIDES = re.compile(r"short(?:est)? (?:side|edge)\D{0,12}(\d+)\D{0,30}long(?:est)?\D{0,20}(\d+)", re.IGNORECASE)
 
 # A field of Thresholds and the names of the peers' settings for it
 _NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
@@ -159,6 +213,7 @@ _NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
     ("proposals", ("rpn_post_nms_top_n", "rpn_max_per_img"), int),
     ("proposal_nms", ("rpn_nms_thresh",), float),
     ("proposal_min_size", ("rpn_min_box_size",), float),
+    ("proposal_score", ("rpn_score_thresh",), float),
     ("score", ("box_score_thresh", "score_thr", "score_thresh", "score_threshold"), float),
     ("nms", ("box_nms_thresh", "nms_thr", "nms_thresh", "nms_threshold", "nms"), float),
     ("detections", ("detections_per_image", "max_per_img", "max_per_image"), int),
@@ -199,13 +254,14 @@ def prediction(segments: Segments) -> dict[str, np.ndarray]:
 def check(folder: Path, device: str | None) -> Iterator[str]:
     """The misfits of one case, after one line about it."""
     start = time.perf_counter()
-    name, summaries, problems = folder.name, [], []
+    name, summaries, problems = folder.resolve().name, [], []
     try:
         case = Case(folder)
         name = case.name
         if not (folder / "keys.json").exists() or "image" not in case.facts:
             raise ValueError("not a model on an image; not supported yet")
         segmenter = load_case(case, device)
+        segmenter.model.config = case.anchors(segmenter.model.config)
         limits = case.thresholds(segmenter.thresholds())
         segments = segmenter.segment(case.batch(segmenter), thresholds=limits)[0]
         summaries, problems = recipe("compare").compare(folder, prediction(segments))

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from thingstuff.models.mask_rcnn import Thresholds
+from thingstuff.models.mask_rcnn import MaskRCNNConfig, Thresholds
+from thingstuff.structures.images import ImageSize, Preprocessing, Resize
 
 CASE = "mmdet-mask-rcnn-r50-fpn"  # the one with the smallest input
 
@@ -61,6 +65,64 @@ def test_a_folder_that_is_no_case_is_wrong_use(parity, tmp_path, capsys):
     assert "it has no case.json" in capsys.readouterr().err
 
 
+def test_a_case_is_found_from_inside_its_folder(parity, tmp_path, monkeypatch):
+    folder = tmp_path / "a-case"
+    folder.mkdir()
+    (folder / "case.json").write_text("{}")
+    monkeypatch.chdir(folder)
+    case = parity.Case(Path("."))
+    assert (case.name, case.folder.parent) == ("a-case", tmp_path)
+
+
+def case_with(parity, folder, facts):
+    folder.mkdir(exist_ok=True)
+    (folder / "case.json").write_text(json.dumps(facts))
+    return parity.Case(folder)
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "wanted"),
+    [
+        ((300, 451), (480, 1333), (480, 721)),
+        ((400, 600), (800, 1000), (666, 1000)),
+        ((300, 451), (333, 333), (221, 333)),
+        ((451, 300), (480, 1333), (721, 480)),
+    ],
+)
+@pytest.mark.parametrize("words", ["short side is {0} and the long side at most {1}", None])
+def test_the_input_has_the_size_that_the_case_states(parity, tmp_path, size, limits, wanted, words):
+    own = Preprocessing(short_side=800, long_side=1333, resize=Resize.TORCHVISION)
+    Image.new("RGB", (size[1], size[0]), (200, 10, 90)).save(tmp_path / "image.png")
+    facts = {"resized_hw": wanted} | ({"words": words.format(*limits)} if words else {})
+    case = case_with(parity, tmp_path / "case", {"image": "image.png", "preprocessing": facts})
+    if words:
+        assert case.scaled(own).input_size(*size) == wanted
+    batch = case.batch(SimpleNamespace(preprocessing=own))
+    assert batch.sizes[0] == ImageSize(wanted, size)
+    assert tuple(batch.pixels.shape[-2:]) == tuple(-(-side // 32) * 32 for side in wanted)
+
+
+def test_limits_of_the_sides_are_found_under_each_peers_names(parity, tmp_path):
+    for facts in (
+        {"preprocessing": {"peer_scale_setting": [667, 400]}},
+        {"config": {"min_size": 400, "max_size": 667}},
+        {"preprocessing": {"resize": "shortest edge to 400, longest at most 667: Pillow bilinear"}},
+        {"preprocessing": {"words": "bilinear so that the short side is 400 and the long side at most 667, output floor"}},
+    ):
+        found = case_with(parity, tmp_path / "case", facts).scaled(Preprocessing())
+        assert (found.short_side, found.long_side) == (400, 667)
+    assert case_with(parity, tmp_path / "case", {}).scaled(Preprocessing()) == Preprocessing()
+
+
+def test_anchors_that_a_case_states_are_the_models(parity, tmp_path):
+    stated = {"anchor_sizes": [[16], [32], [64], [128], [256]], "anchor_ratios": [[0.25, 1, 4]] * 5}
+    found = case_with(parity, tmp_path / "case", {"config": stated}).anchors(MaskRCNNConfig())
+    assert found == MaskRCNNConfig(anchor_sizes=(16.0, 32.0, 64.0, 128.0, 256.0), anchor_ratios=(0.25, 1.0, 4.0))
+    for wrong in ({"anchor_sizes": [[16, 32]] * 5}, {"anchor_ratios": [0.5, 1]}, {"anchor_sizes": [32, 64]}):
+        with pytest.raises(ValueError, match=r"anchor_.* supported"):
+            case_with(parity, tmp_path / "case", {"config": wrong}).anchors(MaskRCNNConfig())
+
+
 def thresholds_of(parity, folder, facts):
     folder.mkdir(exist_ok=True)
     (folder / "case.json").write_text(json.dumps(facts))
@@ -70,12 +132,18 @@ def thresholds_of(parity, folder, facts):
 def test_thresholds_are_found_under_each_peers_names(parity, tmp_path):
     torchvision = {
         "config": {
-            **{"rpn_pre_nms_top_n": 300, "rpn_post_nms_top_n": 200, "rpn_nms_thresh": 0.6, "rpn_min_box_size": 0.01},
+            **{
+                "rpn_pre_nms_top_n": 300,
+                "rpn_post_nms_top_n": 200,
+                "rpn_nms_thresh": 0.6,
+                "rpn_min_box_size": 0.01,
+                "rpn_score_thresh": 0.1,
+            },
             **{"box_score_thresh": 0.3, "box_nms_thresh": 0.4, "detections_per_image": 7, "box_min_size": 0.02},
         },
         "mask_threshold": 0.45,
     }
-    expected = Thresholds(300, 200, 0.6, 0.01, 0.3, 0.4, 7, 0.02, 0.45)
+    expected = Thresholds(300, 200, 0.6, 0.01, 0.3, 0.4, 7, 0.02, 0.45, proposal_score=0.1)
     assert thresholds_of(parity, tmp_path / "a", torchvision) == expected
     mmdet = {
         "config": {"rpn_test": "300 best per level, NMS 0.6 per level, 200 best overall, min size 2"},
