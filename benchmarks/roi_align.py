@@ -2,9 +2,9 @@
 
     python benchmarks/roi_align.py > benchmarks/results/roi_align.md
 
-Both get the same map, contiguous NCHW, 256 channels at 200 x 336 cells (a 800 x 1344 image at stride 4), and RoIs whose sides are spread evenly
-in logarithm over 16 to 448 pixels. The turn alternates between the two, so that a busy machine slows both alike. "contiguous"
-adds the copy that turns our channels-last result into the layout that torchvision returns.
+Both get the same map, contiguous NCHW, 256 channels at 200 x 336 cells (a 800 x 1344 image at stride 4), and RoIs whose sides
+are spread evenly in logarithm over 16 to 448 pixels. The turn alternates between the two, so that a busy machine slows both
+alike. "contiguous" adds the copy that turns our channels-last result into the layout that torchvision returns.
 """
 
 import argparse
@@ -68,8 +68,10 @@ def main() -> None:
     torch.manual_seed(0)
     features = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
     print("# RoI Align on a CPU, against torchvision's kernel\n")
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {torch.get_num_threads()} threads, {platform.machine()};")
-    print(f"medians of {runs} interleaved runs, {CHANNELS} channels on {HEIGHT} x {WIDTH} cells. Made by `benchmarks/roi_align.py`.\n")
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    print(f"{versions}, {torch.get_num_threads()} threads, {platform.machine()};")
+    print(f"medians of {runs} interleaved runs, {CHANNELS} channels on {HEIGHT} x {WIDTH} cells.")
+    print("Made by `benchmarks/roi_align.py`.\n")
     print("| what | RoIs | bins | sampling | thingstuff | torchvision | times faster | largest difference |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for what, count, bins, samples in CASES:
@@ -83,8 +85,9 @@ def main() -> None:
                 times.append(time.perf_counter() - begin)
         ours, theirs = (statistics.median(times[1:]) for times in seconds.values())
         difference = (results[roi_align] - results[torchvision.ops.roi_align]).abs().max().item()
+        sampling = f"{samples}x{samples}" if samples else "adaptive"
         print(
-            f"| {what.__name__.replace('_', ' + ')} | {count} | {bins}x{bins} | {f'{samples}x{samples}' if samples else 'adaptive'} "
+            f"| {what.__name__.replace('_', ' + ')} | {count} | {bins}x{bins} | {sampling} "
             f"| {1000 * ours:.0f} ms | {1000 * theirs:.0f} ms | {theirs / ours:.1f} | {difference:.1e} |",
             flush=True,
         )
