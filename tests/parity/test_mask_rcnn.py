@@ -38,6 +38,11 @@ class Run:
                 limits.proposal_min_size,
             )
 
+    def in_the_input(self, boxes):
+        """Boxes of the original image in pixels of the network's input."""
+        (height, width), (input_height, input_width) = self.size.original, self.size.input
+        return boxes * np.array([input_width / width, input_height / height] * 2)
+
     @torch.inference_mode()
     def box_head(self, proposals):
         regions = self.model.pool(self.predictions.levels, [torch.from_numpy(proposals)], self.model.config.box_pool)
@@ -47,16 +52,6 @@ class Run:
     def mask_logits(self, boxes, classes):
         regions = self.model.pool(self.predictions.levels, [torch.from_numpy(boxes).float()], self.model.config.mask_pool)
         return self.model.mask_head(regions)[torch.arange(len(boxes)), torch.from_numpy(classes)]
-
-
-_RUNS = {}
-
-
-def run_of(name, parity, shared_reference):
-    if name not in _RUNS:
-        _RUNS.clear()  # one network in memory at a time
-        _RUNS[name] = Run(parity, shared_reference / name)
-    return _RUNS[name]
 
 
 def assert_near(actual, expected, atol):
@@ -81,9 +76,9 @@ def assert_same_instances(parity, run, score_abs, box_px, mask_iou):
 # torchvision
 
 
-@pytest.fixture(params=TORCHVISION)
+@pytest.fixture(scope="module", params=TORCHVISION)
 def torchvision_run(request, parity, shared_reference):
-    return run_of(request.param, parity, shared_reference)
+    return Run(parity, shared_reference / request.param)
 
 
 def test_torchvision_input(torchvision_run):
@@ -122,7 +117,8 @@ def test_torchvision_box_head_on_the_originals_proposals(torchvision_run):
 
 def test_torchvision_mask_head_on_the_originals_boxes(torchvision_run):
     raw = torchvision_run.raw
-    logits = torchvision_run.mask_logits(raw["boxes_resized_image"], raw["labels"] - 1)
+    # the case's "boxes_resized_image" holds the boxes in the original image too
+    logits = torchvision_run.mask_logits(torchvision_run.in_the_input(raw["boxes"]), raw["labels"] - 1)
     assert_near(
         logits, raw["mask_logits_of_label"].astype(np.float32), torchvision_run.case.facts["tolerances"]["mask_logits_abs"]
     )
@@ -136,9 +132,9 @@ def test_torchvision_final_result(parity, torchvision_run):
 # detectron2 and MMDetection
 
 
-@pytest.fixture(params=OTHERS)
+@pytest.fixture(scope="module", params=OTHERS)
 def other_run(request, parity, shared_reference):
-    return run_of(request.param, parity, shared_reference)
+    return Run(parity, shared_reference / request.param)
 
 
 def expected_of(run, name):
@@ -185,9 +181,7 @@ def test_other_box_head_on_the_originals_proposals(other_run):
 def test_other_mask_head_on_the_originals_boxes(other_run):
     if "mask_logits" not in other_run.raw:
         return  # detectron2's case stores the pasted masks alone, compared below
-    (height, width), (input_height, input_width) = other_run.size.original, other_run.size.input
-    scale = np.array([input_width / width, input_height / height] * 2)
-    logits = other_run.mask_logits(other_run.raw["det_boxes"] * scale, other_run.raw["det_labels"])
+    logits = other_run.mask_logits(other_run.in_the_input(other_run.raw["det_boxes"]), other_run.raw["det_labels"])
     assert_like_output(other_run, "mask_logits", logits)
 
 
