@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from thingstuff.cli.arguments import fraction, number_in, positive
+from thingstuff.errors import ConfigError
 
 _above_0 = number_in(lambda number: 0 < number < float("inf"), "a number above 0")
 _at_least_0 = number_in(lambda number: 0 <= number < float("inf"), "a number from 0")
@@ -94,7 +95,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from thingstuff import training
+    try:
+        from thingstuff import training
+    except ModuleNotFoundError as error:
+        if error.name != "accelerate":
+            raise
+        raise ConfigError('training needs accelerate; install it with: pip install "thingstuff[train]"') from error
 
     chosen = {option.name: getattr(arguments, option.name) for option in OPTIONS if hasattr(arguments, option.name)}
     recipe = training.Recipe(data=arguments.data, model=arguments.model, out=arguments.out, **chosen)
