@@ -107,6 +107,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = replace(recipe, augmentation=_augmentation(arguments, recipe.augmentation))
     with contextlib.redirect_stdout(sys.stderr):  # what a run tells on its way is progress; its result alone goes to stdout
         result = training.train(recipe, resume=arguments.resume)
+    if not training.is_main_process():
+        return 0
     if arguments.json:
         print(json.dumps(result))
     elif result:

@@ -1,6 +1,6 @@
 """Training: the recipe holds every number, the loop does the work."""
 
-from thingstuff.training.loop import train
+from thingstuff.training.loop import is_main_process, train
 from thingstuff.training.recipe import Recipe
 
-__all__ = ["Recipe", "train"]
+__all__ = ["Recipe", "is_main_process", "train"]

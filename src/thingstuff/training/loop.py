@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -65,7 +66,10 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     training_data, validation_data = _open_data(recipe)
     segmenter = _build(recipe, training_data)
-    folder = _prepare_folder(recipe, resume)
+    folder = recipe.folder
+    if accelerator.is_main_process:
+        _prepare_folder(recipe, resume)
+    accelerator.wait_for_everyone()
 
     losses = _Losses(segmenter.model)
     average = deepcopy(segmenter.model).requires_grad_(False)
@@ -123,16 +127,22 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 
         last = state.step == recipe.steps
         if state.step % recipe.validate_every == 0 or last:
-            result = _validate(averaged, validation_data, recipe, folder, state.step)
+            result = _validate(averaged, validation_data, recipe, state.step, accelerator)
             _note_validation(result, state, averaged, recipe, folder, log, bar, accelerator)
         if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last):
             averaged.save(folder / "last.safetensors", notes=_notes(recipe, state))
             log.flush()
             _save_state(folder, state, accelerator, segmenter.model, average, optimizer)
     bar.close()
+    accelerator.wait_for_everyone()
     if not result and (folder / "validation.json").exists():  # nothing was left to do
         result = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
     return result
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of its run that writes and tells."""
+    return PartialState().is_main_process
 
 
 class _Losses(nn.Module):
@@ -236,25 +246,33 @@ def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int)
             value.copy_(now[name])
 
 
-def _validate(segmenter: Segmenter, data: InstanceDataset | None, recipe: Recipe, folder: Path, step: int) -> dict[str, Any]:
-    """AP of the averaged weights on the validation split, and pictures of its first images. Empty without such data."""
+def _validate(
+    segmenter: Segmenter, data: InstanceDataset | None, recipe: Recipe, step: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """AP of the averaged weights on the validation split, and pictures of its first images. Empty without such data.
+
+    Each process takes its share of the images; all of them get the same numbers.
+    """
     if data is None:
         return {}
-    precision = AveragePrecision(data, recipe.max_detections)
+    share = replace(data, records=data.records[accelerator.process_index :: accelerator.num_processes])
+    found = AveragePrecision(share, recipe.max_detections)
+    draws = accelerator.is_main_process
+    broadcast(list(segmenter.model.buffers()))  # in place: statistics of norms, of which each process has its own
     segmenter.model.eval()
     with torch.random.fork_rng(devices=[]):
-        for index, (record, segments) in enumerate(
-            tqdm(_predictions(segmenter, data, recipe), total=len(data), desc="validate", leave=False, dynamic_ncols=True)
-        ):
-            precision.update(record.image_id, segments)
-            if index < recipe.pictures and segments.image is not None:
-                pictures = folder / "pictures"
+        predictions = _predictions(segmenter, share, recipe)
+        bar = tqdm(predictions, total=len(share), desc="validate", leave=False, dynamic_ncols=True, disable=not draws)
+        for index, (record, segments) in enumerate(bar):
+            found.update(record.image_id, segments)
+            if draws and index < recipe.pictures and segments.image is not None:
+                pictures = recipe.folder / "pictures"
                 pictures.mkdir(exist_ok=True)
-                clear = segments.above(0.5)
-                truth = _truth(record, data)
-                visuals.save(
-                    pictures / f"step_{step:06d}_{record.image_id}.png", visuals.side_by_side(segments.image, clear, truth)
-                )
+                picture = visuals.side_by_side(segments.image, segments.above(0.5), _truth(record, data))
+                visuals.save(pictures / f"step_{step:06d}_{record.image_id}.png", picture)
+    precision = AveragePrecision(data, recipe.max_detections)
+    for part in gather_object([found]):
+        precision.merge(part)
     return precision.compute()
 
 
@@ -289,15 +307,19 @@ def _note_validation(
     bar: tqdm,
     accelerator: Accelerator,
 ) -> None:
-    if not result or not accelerator.is_main_process:
+    if not result:
         return
     ap = result["mask"]["AP"] or 0.0
+    better = ap > state.best_ap
+    if better:
+        state.best_ap, state.best_step = ap, state.step
+    if not accelerator.is_main_process:
+        return
     log.add({"step": state.step, "box_AP": result["box"]["AP"], **{f"mask_{k}": v for k, v in result["mask"].items()}})
     bar.write(
         f"step {state.step}: mask AP {ap:.4f}, AP50 {result['mask']['AP50'] or 0:.4f}, box AP {result['box']['AP'] or 0:.4f}"
     )
-    if ap > state.best_ap:
-        state.best_ap, state.best_step = ap, state.step
+    if better:
         averaged.save(folder / "best.safetensors", notes=_notes(recipe, state))
     _write(folder / "validation.json", json.dumps({"step": state.step, **result}, indent=1))
 
@@ -309,7 +331,7 @@ def _notes(recipe: Recipe, state: State) -> dict[str, str]:
 # The run's folder
 
 
-def _prepare_folder(recipe: Recipe, resume: bool) -> Path:
+def _prepare_folder(recipe: Recipe, resume: bool) -> None:
     folder = recipe.folder
     written = folder / "recipe.json"
     content = json.loads(json.dumps(asdict(recipe), default=_plain))
@@ -334,7 +356,6 @@ def _prepare_folder(recipe: Recipe, resume: bool) -> Path:
             raise TrainingError(f"{folder} holds a run with another recipe: {told}; repeat its command, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     _write(written, json.dumps(content, indent=1))
-    return folder
 
 
 def _plain(value: Any) -> Any:
