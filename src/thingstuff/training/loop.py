@@ -96,43 +96,53 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     result: dict[str, Any] = {}
     batches = loader.batches(state.step * recipe.accumulate)
     segmenter.model.train()
-    while state.step < recipe.steps:
-        rate = recipe.learning_rate_at(state.step, accelerator.num_processes)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        shown: dict[str, float] = {}
-        for part, (batch, targets) in enumerate(islice(batches, recipe.accumulate)):
-            torch.manual_seed(_seed_of(recipe.seed, state.step, part, accelerator.process_index))  # sampling of anchors and RoIs
-            with accelerator.accumulate(losses):
-                pixels = batch.pixels.to(accelerator.device, memory_format=torch.channels_last)
-                terms = losses(pixels, [target.to(accelerator.device) for target in targets])
-                values = _finite(terms, targets, state.step)
-                unknown = weights.keys() - terms.keys()
-                if unknown:
-                    raise ConfigError(f"loss_weights names {sorted(unknown)}; the losses of {recipe.model} are {sorted(terms)}")
-                accelerator.backward(sum(weights.get(name, 1.0) * term for name, term in terms.items()))
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(losses.parameters(), recipe.clip_gradient)
-                optimizer.step()
-                optimizer.zero_grad()
-            for name, value in values.items():
-                shown[name] = shown.get(name, 0.0) + value / recipe.accumulate
-        state.step += 1
-        _move_average(average, segmenter.model, recipe.ema, state.step)
+    try:
+        while state.step < recipe.steps:
+            rate = recipe.learning_rate_at(state.step, accelerator.num_processes)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            shown: dict[str, float] = {}
+            for part, (batch, targets) in enumerate(islice(batches, recipe.accumulate)):
+                torch.manual_seed(
+                    _seed_of(recipe.seed, state.step, part, accelerator.process_index)
+                )  # sampling of anchors and RoIs
+                with accelerator.accumulate(losses):
+                    pixels = batch.pixels.to(accelerator.device, memory_format=torch.channels_last)
+                    terms = losses(pixels, [target.to(accelerator.device) for target in targets])
+                    values = _finite(terms, targets, state.step)
+                    unknown = weights.keys() - terms.keys()
+                    if unknown:
+                        raise ConfigError(
+                            f"loss_weights names {sorted(unknown)}; the losses of {recipe.model} are {sorted(terms)}"
+                        )
+                    accelerator.backward(sum(weights.get(name, 1.0) * term for name, term in terms.items()))
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(losses.parameters(), recipe.clip_gradient)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                for name, value in values.items():
+                    shown[name] = shown.get(name, 0.0) + value / recipe.accumulate
+            state.step += 1
+            _move_average(average, segmenter.model, recipe.ema, state.step)
 
-        total = sum(weights.get(name, 1.0) * value for name, value in shown.items())
-        log.add({"step": state.step, "learning_rate": rate, "loss": total, **shown})
-        bar.update()
-        bar.set_postfix({"loss": f"{total:.3f}"} | {name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            total = sum(weights.get(name, 1.0) * value for name, value in shown.items())
+            log.add({"step": state.step, "learning_rate": rate, "loss": total, **shown})
+            bar.update()
+            bar.set_postfix({"loss": f"{total:.3f}"} | {name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
 
-        last = state.step == recipe.steps
-        if state.step % recipe.validate_every == 0 or last:
-            result = _validate(averaged, validation_data, recipe, state.step, accelerator)
-            _note_validation(result, state, averaged, recipe, folder, log, bar, accelerator)
-        if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last):
-            averaged.save(folder / "last.safetensors", notes=_notes(recipe, state))
-            log.flush()
-            _save_state(folder, state, accelerator, segmenter.model, average, optimizer)
+            last = state.step == recipe.steps
+            if state.step % recipe.validate_every == 0 or last:
+                result = _validate(averaged, validation_data, recipe, state.step, accelerator)
+                _note_validation(result, state, averaged, recipe, folder, log, bar, accelerator)
+                if accelerator.is_main_process:
+                    log.flush()
+            if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last):
+                averaged.save(folder / "last.safetensors", notes=_notes(recipe, state))
+                log.flush()
+                _save_state(folder, state, accelerator, segmenter.model, average, optimizer)
+    finally:
+        if accelerator.is_main_process:
+            log.flush()  # also the rows before an error
     bar.close()
     accelerator.wait_for_everyone()
     if not result and (folder / "validation.json").exists():  # nothing was left to do
