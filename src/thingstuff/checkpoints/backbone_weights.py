@@ -39,7 +39,13 @@ def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
     """
     if str(source) == "imagenet":
         options: dict[str, Any] = dict(backbone.config.options)
-        tensors: Mapping[str, Tensor] = timm.create_model(backbone.config.name, pretrained=True, **options).state_dict()
+        try:
+            tensors: Mapping[str, Tensor] = timm.create_model(backbone.config.name, pretrained=True, **options).state_dict()
+        except Exception as error:  # of timm, the hub or the network: no common parent
+            raise CheckpointError(
+                f"timm gives no weights for {backbone.config.name}: {error}; "
+                "check the connection and that the network has published weights, or give the weights as a file"
+            ) from error
     else:
         tensors = read_weights(Path(source)).tensors
     if "_conv_stem.weight" in tensors:

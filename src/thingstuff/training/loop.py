@@ -348,7 +348,7 @@ def _prepare_folder(recipe: Recipe, resume: bool) -> None:
     if written.exists():
         if not resume:
             raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
-        before = json.loads(written.read_text(encoding="utf-8"))
+        before = _read_recipe(written)
         differing = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
         free = {
             "steps",
@@ -364,8 +364,21 @@ def _prepare_folder(recipe: Recipe, resume: bool) -> None:
         if wrong := [key for key in differing if key not in free]:
             told = ", ".join(f"{key} was {before.get(key)!r}, is {content.get(key)!r}" for key in wrong)
             raise TrainingError(f"{folder} holds a run with another recipe: {told}; repeat its command, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(written, json.dumps(content, indent=1))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(written, json.dumps(content, indent=1))
+    except OSError as error:
+        raise TrainingError(f"{folder} can't be the folder of a run: {error}; choose another folder") from error
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TrainingError(f"{path} is damaged: {error}; remove the folder to start again") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path} is damaged: it holds no recipe; remove the folder to start again")
+    return content
 
 
 def _plain(value: Any) -> Any:
@@ -408,7 +421,7 @@ def _resume(folder: Path, accelerator: Accelerator, model: nn.Module, average: n
         if accelerator.scaler is not None and content["scaler"]:
             accelerator.scaler.load_state_dict(content["scaler"])
         return State(**content["state"])
-    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError) as error:
+    except Exception as error:  # the unpickler of a damaged file may raise anything
         raise TrainingError(
             f"{path} does not belong to this run or is broken: {error}; remove the folder to start again"
         ) from error
