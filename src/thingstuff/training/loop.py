@@ -169,7 +169,7 @@ class _Losses(nn.Module):
 def _open_data(recipe: Recipe) -> tuple[InstanceDataset, InstanceDataset | None]:
     folder = Path(recipe.data)
     has_splits = folder.is_dir() and not (recipe.split is None and not (folder / "instances_train.json").exists())
-    training = open_dataset(folder, recipe.split or "train") if has_splits else open_dataset(folder)
+    training = open_dataset(folder, recipe.split or "train") if has_splits else open_dataset(folder, recipe.split)
     if not any(not found.is_crowd for record in training for found in record.objects):
         raise TrainingError(f"{training.source}: holds no object that is not a crowd, so there is nothing to learn")
     if recipe.validation_data:
