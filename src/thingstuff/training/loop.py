@@ -8,6 +8,7 @@ What a step does follows from the recipe and the state before it alone: a run ki
 """
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     segmenter = _build(recipe, training_data)
     folder = recipe.folder
     if accelerator.is_main_process:
-        _prepare_folder(recipe, resume)
+        _prepare_folder(recipe, resume, training_data)
     accelerator.wait_for_everyone()
 
     losses = _Losses(segmenter.model)
@@ -201,6 +202,11 @@ def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
                 f"{recipe.model} knows the category ids {list(segmenter.categories.ids)}, "
                 f"{data.source} has {list(data.categories.ids)}; "
                 f"train a model of the catalog ({', '.join(CATALOG)}) instead"
+            )
+        if segmenter.categories.names != data.categories.names:
+            raise TrainingError(
+                f"{recipe.model} calls its categories {list(segmenter.categories.names)}, "
+                f"{data.source} calls them {list(data.categories.names)}; both must have the same names, in the same order"
             )
     else:
         raise ConfigError(f"{recipe.model} is neither a file nor a model to train; these are: {', '.join(CATALOG)}")
@@ -341,14 +347,21 @@ def _notes(recipe: Recipe, state: State) -> dict[str, str]:
 # The run's folder
 
 
-def _prepare_folder(recipe: Recipe, resume: bool) -> None:
+def _prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
     folder = recipe.folder
     written = folder / "recipe.json"
     content = json.loads(json.dumps(asdict(recipe), default=_plain))
+    if data.source is not None:
+        content["data_digest"] = hashlib.sha256(data.source.read_bytes()).hexdigest()
     if written.exists():
         if not resume:
             raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
         before = _read_recipe(written)
+        if before.get("data_digest", content.get("data_digest")) != content.get("data_digest"):
+            raise TrainingError(
+                f"{data.source} is not the annotation file that {folder} was started with: data_digest (sha256) was "
+                f"{before['data_digest']}, is {content.get('data_digest')}; bring that file back, or choose another folder"
+            )
         differing = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
         free = {
             "steps",
@@ -356,7 +369,8 @@ def _prepare_folder(recipe: Recipe, resume: bool) -> None:
             "cache_megabytes",
             "save_every",
             "pictures",
-            "data",
+            "data",  # files may move; data_digest tells whether they changed
+            "data_digest",
             "out",
             "backbone_weights",
             "validation_data",
