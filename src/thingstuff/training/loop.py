@@ -35,7 +35,7 @@ from thingstuff.errors import ConfigError, ImageError, TrainingError
 from thingstuff.evaluation.average_precision import AveragePrecision
 from thingstuff.models.catalog import CATALOG
 from thingstuff.models.contract import Model
-from thingstuff.segmenter import Segmenter, load
+from thingstuff.segmenter import Segmenter, bundled_models, load
 from thingstuff.structures.images import Targets
 from thingstuff.structures.segments import Segments
 from thingstuff.training.recipe import Recipe
@@ -195,7 +195,7 @@ def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
         model_class, config, preprocessing = CATALOG[recipe.model]
         model = model_class(replace(config, classes=len(data.categories)))
         segmenter = Segmenter(model, data.categories, preprocessing, name=recipe.model)
-    elif Path(recipe.model).exists():
+    elif recipe.model in bundled_models() or Path(recipe.model).exists():
         segmenter = load(recipe.model, device="cpu")
         if segmenter.categories.ids != data.categories.ids:
             raise TrainingError(
