@@ -11,6 +11,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -193,6 +194,10 @@ def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
     """A new model with the data's classes, or a checkpoint that has the same categories."""
     if recipe.model in CATALOG:
         model_class, config, preprocessing = CATALOG[recipe.model]
+        if config.backbone.frozen_norms and not recipe.backbone_weights:
+            # timm starts the last norm of each block at zero; frozen there, the block would never learn
+            config = replace(config, backbone=replace(config.backbone, frozen_norms=False))
+            tqdm.write(f"{recipe.model}: no backbone weights, so its norms are trained, not frozen", file=sys.stderr)
         model = model_class(replace(config, classes=len(data.categories)))
         segmenter = Segmenter(model, data.categories, preprocessing, name=recipe.model)
     elif recipe.model in bundled_models() or Path(recipe.model).exists():

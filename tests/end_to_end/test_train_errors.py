@@ -1,0 +1,172 @@
+"""What stops a training run, or lets it go on, on two drawn images: every end has words."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import thingstuff
+from thingstuff.checkpoints import backbone_weights
+from thingstuff.cli import main
+from thingstuff.data.folders import open_dataset
+from thingstuff.errors import AnnotationError, CheckpointError, TrainingError
+from thingstuff.models.mask_rcnn import MaskRCNN
+from thingstuff.training import Recipe, loop, train
+
+
+def _recipe(shapes: Path, out: Path, **changes: object) -> Recipe:
+    options = {"steps": 1, "batch_size": 1, "warmup": 0, "validate_every": 100, "save_every": 1, "pictures": 0}
+    start = Recipe(data=str(shapes / "instances_train.json"), model="mask-rcnn-tiny", out=str(out))
+    return replace(start, **(options | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def shapes(shapes: Path) -> Path:
+    """The annotation file lies beside its images, so that it can be named alone, without a validation split."""
+    for image in (shapes / "images").iterdir():
+        (shapes / image.name).write_bytes(image.read_bytes())
+    return shapes
+
+
+def test_training_without_accelerate_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(thingstuff, "training", raising=False)
+    for name in ("thingstuff.training", "thingstuff.training.loop"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert main(["train", "--data", str(tmp_path), "--model", "mask-rcnn-tiny", "--out", str(tmp_path / "run")]) == 2
+    assert 'pip install "thingstuff[train]"' in capsys.readouterr().err
+
+
+def test_two_processes_train_one_run(shapes: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "thingstuff", "train", "--data", str(shapes), "--model", "mask-rcnn-tiny", "--out", str(tmp_path / "run")]
+    command += ["--steps", "2", "--batch-size", "1", "--pictures", "1", "--json"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "AP" in json.loads(done.stdout)["mask"]  # told once
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 2]
+    thingstuff.load(tmp_path / "run" / "best.safetensors")
+
+
+def test_a_run_that_stops_keeps_the_rows_before(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = loop._finite
+
+    def stops(terms: dict[str, torch.Tensor], targets: list, step: int) -> dict[str, float]:
+        return original(terms | ({"mask": terms["mask"] * float("nan")} if step == 2 else {}), targets, step)
+
+    monkeypatch.setattr(loop, "_finite", stops)
+    with pytest.raises(TrainingError, match="step 2: loss mask is nan"):
+        train(_recipe(shapes, tmp_path / "run", steps=4, save_every=100))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_file_where_the_run_should_be_is_an_error_with_words(shapes: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(TrainingError, match="can't be the folder of a run"):
+        train(_recipe(shapes, tmp_path / place))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"model"', b"[]", b"\xff\xfe"])
+def test_a_damaged_recipe_is_an_error_with_words(shapes: Path, tmp_path: Path, content: bytes) -> None:
+    recipe = _recipe(shapes, tmp_path)
+    (tmp_path / "recipe.json").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"recipe\.json is damaged"):
+        loop._prepare_folder(recipe, True, open_dataset(recipe.data))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"hello", b"PK\x03\x04" + bytes(60), bytes(200)])
+def test_a_damaged_state_is_an_error_with_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state.pt").write_bytes(content)
+    model = nn.Linear(1, 1)
+    with pytest.raises(TrainingError, match=r"state\.pt does not belong to this run or is broken"):
+        loop._resume(tmp_path, loop.Accelerator(), model, model, torch.optim.AdamW(model.parameters()))
+
+
+def test_published_weights_that_cannot_be_had_are_an_error_with_words(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(backbone_weights, "timm", SimpleNamespace(create_model=offline))
+    with pytest.raises(CheckpointError, match=r"no weights for resnet18: no route to host; .* as a file"):
+        train(_recipe(shapes, tmp_path / "run", backbone_weights="imagenet"))
+
+
+def test_a_file_has_no_splits(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="is one file and has no split 'val'"):
+        train(_recipe(shapes, tmp_path / "run", split="val"))
+
+
+def test_a_run_goes_on_with_moved_data_but_not_with_changed_data(shapes: Path, tmp_path: Path) -> None:
+    first = _recipe(shapes, tmp_path / "run")
+    loop._prepare_folder(first, False, open_dataset(first.data))
+    moved = shapes / "moved.json"
+    moved.write_bytes(Path(first.data).read_bytes())
+    loop._prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
+    moved.write_text(moved.read_text() + "\n")
+    with pytest.raises(TrainingError, match=r"moved\.json is not the annotation file .* data_digest"):
+        loop._prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
+
+
+def test_a_bundled_model_is_a_checkpoint_to_go_on_from_where_the_names_agree(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(shapes, tmp_path / "run")
+    data = open_dataset(recipe.data)
+    loop._build(recipe, data).save(tmp_path / "shapes.safetensors")
+    monkeypatch.setattr("thingstuff.segmenter.BUNDLED", tmp_path)
+    assert loop._build(replace(recipe, model="shapes"), data).categories == data.categories
+    content = Path(recipe.data).read_text().replace("disk", "ball")
+    Path(recipe.data).write_text(content)
+    with pytest.raises(TrainingError, match=r"calls its categories \['disk', 'square'\]"):
+        loop._build(replace(recipe, model="shapes"), open_dataset(recipe.data))
+
+
+def test_norms_are_trained_where_no_weights_are_given(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_class, config, preprocessing = loop.CATALOG["mask-rcnn-tiny"]
+    frozen = replace(config, backbone=replace(config.backbone, frozen_norms=True))
+    monkeypatch.setitem(loop.CATALOG, "frozen", (model_class, frozen, preprocessing))
+    recipe = _recipe(shapes, tmp_path / "run", model="frozen")
+    model = loop._build(recipe, open_dataset(recipe.data)).model
+    assert isinstance(model, MaskRCNN)
+    assert not model.config.backbone.frozen_norms
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert "its norms are trained" in capsys.readouterr().err
+
+
+def test_resuming_ends_in_the_same_bits_with_workers_and_accumulation(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(shapes, tmp_path / "killed", steps=4, accumulate=2, workers=1)
+    original = loop._move_average
+
+    def dies(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        original(average, model, decay, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_move_average", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+    train(recipe, resume=True)
+    train(replace(recipe, out=str(tmp_path / "whole")))
+    expected, got = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
