@@ -358,6 +358,39 @@ def test_soft_nms_in_the_config_text_is_said():
         described(mmdetection, mmdetection_shapes(Network(depth=18)), {"meta": {"config": text}})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rpn_head=dict(anchor_generator=dict(center_offset=0.5))", r"rpn_head\.anchor_generator\.center_offset is 0\.5"),
+        ("rpn_head=dict(anchor_generator=dict(scales=[4, 8]))", r"anchor_generator\.scales is \[4, 8\]"),
+        ("rpn_head=dict(anchor_generator=dict(octave_base_scale=4, scales_per_octave=3))", "scales_per_octave is 3"),
+        ("rpn_head=dict(anchor_generator=dict(strides=[8, 16, 32, 64, 128]))", "strides is"),
+        ("rpn_head=dict(bbox_coder=dict(target_stds=[0.1, 0.1, 0.2, 0.2]))", r"rpn_head\.bbox_coder\.target_stds is \[0\.1"),
+        ("roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(type='RoIPool')))", r"roi_layer\.type is 'RoIPool'"),
+        (
+            "roi_head=dict(mask_roi_extractor=dict(roi_layer=dict(sampling_ratio=2)))",
+            "sampling_ratio of RoI Align is 0 for boxes and 2 for masks",
+        ),
+        ("roi_head=dict(mask_roi_extractor=dict(roi_layer=dict(aligned=False)))", "aligned of RoI Align is True for boxes"),
+        ("neck=dict(type='PAFPN')", r"neck\.type is 'PAFPN'"),
+    ],
+)
+def test_settings_that_have_no_counterpart_here_are_refused_by_name_and_value(text, message):
+    with pytest.raises(CheckpointError, match=message):
+        described(mmdetection, mmdetection_shapes(Network(depth=18)), {"meta": {"config": f"model = dict({text})"}})
+
+
+def test_usual_settings_are_taken():
+    text = (
+        "model = dict(neck=dict(type='mmdet.FPN', num_outs=5), rpn_head=dict(bbox_coder=dict(target_stds=[1.0, 1.0, 1.0, 1.0])),"
+        "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0)),"
+        "mask_roi_extractor=dict(roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0))),"
+        "test_cfg=dict(rpn=dict(min_bbox_size=3)))"
+    )
+    config = described(mmdetection, mmdetection_shapes(Network(depth=18)), {"meta": {"config": text}}).config
+    assert (config.roi_sampling, config.roi_aligned, config.thresholds.proposal_min_size) == (0, True, 3.0)
+
+
 def test_weight_standardisation_is_refused():
     text = "model = dict(backbone=dict(conv_cfg=dict(type='ConvWS')))"
     with pytest.raises(CheckpointError, match="weight standardisation"):

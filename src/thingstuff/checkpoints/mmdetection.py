@@ -45,6 +45,54 @@ UNSUPPORTED = (
     (r"backbone\.layer\d\.\d+\.(context_block|gen_attention_block|conv_att).*", "a backbone with attention blocks"),
 )
 
+# Settings of `model` in a config text, and what they may say here: anything else changes the result and is not supported yet.
+SUPPORTED_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("backbone.avg_down", (False,)),
+    ("backbone.strides", ([1, 2, 2, 2],)),
+    ("backbone.dilations", ([1, 1, 1, 1],)),
+    ("backbone.norm_cfg.eps", (1e-5,)),
+    ("neck.type", ("FPN",)),
+    ("neck.start_level", (0,)),
+    ("neck.num_outs", (5,)),
+    ("neck.add_extra_convs", (False,)),
+    ("neck.upsample_cfg.mode", ("nearest",)),
+    ("rpn_head.type", ("RPNHead",)),
+    ("rpn_head.loss_cls.use_sigmoid", (True,)),
+    ("rpn_head.anchor_generator.type", ("AnchorGenerator",)),
+    ("rpn_head.anchor_generator.strides", (list(STRIDES),)),
+    ("rpn_head.anchor_generator.center_offset", (0,)),
+    ("rpn_head.anchor_generator.scales_per_octave", (1,)),
+    ("rpn_head.anchor_generator.base_sizes", (list(STRIDES),)),
+    ("rpn_head.anchor_generator.centers", ()),
+    ("rpn_head.bbox_coder.type", ("DeltaXYWHBBoxCoder",)),
+    ("rpn_head.bbox_coder.target_means", ([0, 0, 0, 0],)),
+    ("rpn_head.bbox_coder.target_stds", ([1, 1, 1, 1],)),
+    ("rpn_head.bbox_coder.add_ctr_clamp", (False,)),
+    ("rpn_head.bbox_coder.clip_border", (True,)),
+    ("roi_head.bbox_roi_extractor.type", ("SingleRoIExtractor",)),
+    ("roi_head.bbox_roi_extractor.finest_scale", (56,)),
+    ("roi_head.bbox_roi_extractor.featmap_strides", (list(STRIDES[:4]),)),
+    ("roi_head.bbox_roi_extractor.roi_layer.type", ("RoIAlign",)),
+    ("roi_head.bbox_roi_extractor.roi_layer.pool_mode", ("avg",)),
+    ("roi_head.mask_roi_extractor.type", ("SingleRoIExtractor",)),
+    ("roi_head.mask_roi_extractor.finest_scale", (56,)),
+    ("roi_head.mask_roi_extractor.featmap_strides", (list(STRIDES[:4]),)),
+    ("roi_head.mask_roi_extractor.roi_layer.type", ("RoIAlign",)),
+    ("roi_head.mask_roi_extractor.roi_layer.pool_mode", ("avg",)),
+    ("roi_head.mask_roi_extractor.roi_layer.output_size", (14, [14, 14])),
+    ("roi_head.bbox_head.bbox_coder.type", ("DeltaXYWHBBoxCoder",)),
+    ("roi_head.bbox_head.bbox_coder.target_means", ([0, 0, 0, 0],)),
+    ("roi_head.bbox_head.bbox_coder.add_ctr_clamp", (False,)),
+    ("roi_head.bbox_head.bbox_coder.clip_border", (True,)),
+    ("roi_head.bbox_head.loss_cls.use_sigmoid", (False,)),
+    ("roi_head.bbox_head.loss_cls.type", ("CrossEntropyLoss",)),
+    ("roi_head.bbox_head.cls_predictor_cfg.type", ("Linear",)),
+    ("roi_head.mask_head.type", ("FCNMaskHead",)),
+    ("test_cfg.rpn.nms_across_levels", (False,)),
+    ("test_cfg.rpn.nms.type", ("nms",)),
+    ("test_cfg.rcnn.nms.class_agnostic", (False,)),
+)
+
 _STEM = r"backbone\.conv1\.weight"
 _STEM_HERE = "backbone.body.conv1.weight"
 
@@ -177,7 +225,16 @@ def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> Mask
     scales, ratios, strides = anchors.numbers("scales", 1), anchors.numbers("ratios"), anchors.numbers("strides", 5)
     coder = model.first(("roi_head", "bbox_head", "bbox_coder"))
     stds = coder.numbers("target_stds", 4)
+    _refuse_settings(model, name)
     roi_layer = model.first(("roi_head", "bbox_roi_extractor", "roi_layer"))
+    mask_roi_layer = model.first(("roi_head", "mask_roi_extractor", "roi_layer"), ("roi_head", "bbox_roi_extractor", "roi_layer"))
+    for setting, default in (("sampling_ratio", 0), ("aligned", True)):
+        of_boxes, of_masks = roi_layer.get(setting, default), mask_roi_layer.get(setting, default)
+        if of_boxes != of_masks:
+            raise CheckpointError(
+                f"{name}: {setting} of RoI Align is {of_boxes} for boxes and {of_masks} for masks ({LIBRARY}); "
+                "two different ones are not supported yet"
+            )
     sampling = roi_layer.get("sampling_ratio", 0)
     config = replace(
         found,
@@ -186,6 +243,7 @@ def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> Mask
         level_canonical=(56.0, 2),
         level_epsilons=(1e-6, 0.0),
         roi_sampling=sampling if isinstance(sampling, int) else 0,
+        roi_aligned=roi_layer.get("aligned", True) is not False,
         thresholds=_thresholds(settings, name),
     )
     if scales:
@@ -196,6 +254,19 @@ def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> Mask
         x, y, width, height = (float(f"{1 / std:.6g}") for std in stds)
         config = replace(config, box_weights=(x, y, width, height))
     return config
+
+
+def _refuse_settings(model: Settings, name: str) -> None:
+    """Raise a CheckpointError for a stated setting that changes what the network gives and has no counterpart here."""
+    for path, supported in SUPPORTED_SETTINGS:
+        *place, setting = path.split(".")
+        value = model.first(tuple(place)).get(setting)
+        known = value.rpartition(".")[2] if isinstance(value, str) else value  # version 3 writes mmdet.AnchorGenerator
+        if value is not None and known not in supported:
+            raise CheckpointError(f"{name}: model.{path} is {value!r} ({LIBRARY}), which is not supported yet")
+    scales = model.first(("rpn_head", "anchor_generator")).get("scales")
+    if isinstance(scales, list) and len(scales) != 1:
+        raise CheckpointError(f"{name}: model.rpn_head.anchor_generator.scales is {scales} ({LIBRARY}); one is supported so far")
 
 
 def _thresholds(settings: Settings, name: str) -> Thresholds:
@@ -209,6 +280,7 @@ def _thresholds(settings: Settings, name: str) -> Thresholds:
         limits,
         proposals_per_level=rpn.whole("nms_pre", limits.proposals_per_level),
         proposals=rpn.whole("max_per_img", rpn.whole("max_num", rpn.whole("nms_post", limits.proposals))),
+        proposal_min_size=rpn.real("min_bbox_size", limits.proposal_min_size),
         proposal_nms=rpn.first(("nms",)).real("iou_threshold", rpn.real("nms_thr", limits.proposal_nms)),
         score=rcnn.real("score_thr", limits.score),
         nms=rcnn.first(("nms",)).real("iou_threshold", rcnn.first(("nms",)).real("iou_thr", limits.nms)),
