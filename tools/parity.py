@@ -137,7 +137,7 @@ class Case:
     def scaled(self, own: Preprocessing) -> Preprocessing:
         """The model's preprocessing with the limits of the sides that the case states."""
         for place in (self.preprocessing, self.section("config"), self.facts):
-            sides = place.get("peer_scale_setting") or (place.get("min_size"), place.get("max_size"))
+            sides: Any = place.get("peer_scale_setting") or (place.get("min_size"), place.get("max_size"))
             for text in (place.get("words"), place.get("resize")):
                 match = _SIDES.search(text) if isinstance(text, str) else None
                 sides = (int(match[1]), int(match[2])) if match else sides
