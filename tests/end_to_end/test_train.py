@@ -92,7 +92,7 @@ def test_a_folder_with_a_run_is_not_overwritten(shapes: Path, tmp_path: Path) ->
 
 def test_resuming_with_another_recipe_names_what_differs(shapes: Path, tmp_path: Path) -> None:
     train(_recipe(shapes, tmp_path / "run", steps=1, validate_every=100))
-    with pytest.raises(TrainingError, match=r"batch_size was 2, is 1; learning_rate was"):
+    with pytest.raises(TrainingError, match=r"batch_size was 2, is 1, learning_rate was"):
         train(
             replace(_recipe(shapes, tmp_path / "run", steps=1, validate_every=100), batch_size=1, learning_rate=0.5), resume=True
         )
