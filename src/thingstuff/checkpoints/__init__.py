@@ -16,7 +16,7 @@ LAYOUTS = (torchvision, detectron2, mmdetection)
 
 # Names by which files of other families are known, tried before the layouts above.
 _OTHER_FAMILIES = (
-    (r"model\.pixel_level_module\..+", "Mask2Former or MaskFormer from Hugging Face"),
+    (r"(model\.)?pixel_level_module\..+", "Mask2Former or MaskFormer from Hugging Face"),
     (r"(attn_mask_probs|upscale_block\..+)", "EoMT"),
     (r"proto_net\..+", "YOLACT in its authors' layout"),
     (r"bbox_head\.(cate|ins|kernel|feature)_convs.*", "SOLO or SOLOv2 in their authors' layout"),
