@@ -45,7 +45,9 @@ def test_a_family_that_does_not_exist_here_is_said_to_be_unsupported(parity, tmp
     folder.mkdir()
     facts = {"peer": "mmdetection", "image": "images/none.png"}
     (folder / "case.json").write_text(json.dumps(facts))
-    (folder / "keys.json").write_text(json.dumps({"mask_head.cls_convs.0.conv.weight": [4, 4, 3, 3]}))
+    (folder / "keys.json").write_text(
+        json.dumps({"neck.lateral_convs.0.conv.weight": [4, 4, 1, 1], "mask_head.cls_convs.0.conv.weight": [4, 4, 3, 3]})
+    )
     assert parity.main([str(folder)]) == 1
     assert (
         "SOLO or SOLOv2 (MMDetection, seen by mask_head.cls_convs.0.conv.weight) is not supported yet" in capsys.readouterr().out
