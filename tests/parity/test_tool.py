@@ -60,11 +60,16 @@ def test_a_case_without_a_model_is_said_to_be_unsupported(parity, tmp_path, caps
     assert "not supported yet" in capsys.readouterr().out
 
 
-def test_a_folder_that_is_no_case_is_wrong_use(parity, tmp_path, capsys):
+def test_a_folder_that_is_no_case_is_said_to_be_none(parity, tmp_path, capsys):
+    assert parity.main([str(tmp_path)]) == 1
+    assert "has no case.json; not supported yet" in capsys.readouterr().out
+
+
+def test_a_folder_that_does_not_exist_is_wrong_use(parity, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        parity.main([str(tmp_path)])
+        parity.main([str(tmp_path / "nowhere")])
     assert stop.value.code == 2
-    assert "it has no case.json" in capsys.readouterr().err
+    assert "nowhere is no folder" in capsys.readouterr().err
 
 
 def test_a_case_is_found_from_inside_its_folder(parity, tmp_path, monkeypatch):
