@@ -24,7 +24,7 @@ def segments_of(masks: list[Mask], size: tuple[int, int], classes: list[int] | N
         classes=np.array(classes if classes is not None else [0] * len(masks), dtype=np.int64),
         scores=np.full(len(masks), score, dtype=np.float32),
         boxes=np.array([mask.box for mask in masks], dtype=np.float32).reshape(-1, 4),
-        masks=tuple(masks),
+        rles=tuple(masks),
     )
 
 

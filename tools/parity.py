@@ -247,7 +247,7 @@ def prediction(segments: Segments) -> dict[str, np.ndarray]:
         "boxes": segments.boxes,
         "scores": segments.scores,
         "labels": segments.classes,
-        "masks_rle": np.array([mask.to_coco()["counts"] for mask in segments.masks], dtype=str),
+        "masks_rle": np.array([mask.to_coco()["counts"] for mask in segments.rles], dtype=str),
     }
 
 

@@ -207,10 +207,10 @@ def _scaled_crop(mask: Mask, scale: Fraction) -> tuple[np.ndarray, int, int]:
 
 def _shapes(image: np.ndarray, segments: Segments, scale: Fraction) -> list[_Shape]:
     """Every segment that has pixels, the largest first, so that small ones are painted over large ones."""
-    areas = np.array([mask.area for mask in segments.masks], dtype=np.int64)
+    areas = np.array([mask.area for mask in segments.rles], dtype=np.int64)
     colours = _colours(image, segments)
     order = (int(index) for index in np.argsort(-areas, kind="stable") if areas[index])
-    return [_Shape(index, *_scaled_crop(segments.masks[index], scale), colours[index]) for index in order]
+    return [_Shape(index, *_scaled_crop(segments.rles[index], scale), colours[index]) for index in order]
 
 
 # Colours --------------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def _colours(image: np.ndarray, segments: Segments) -> list[Colour]:
     """One colour per segment: a stuff class's own; for a thing the one least like the image below it and the things around it."""
     palette, places = _palette()
     alike = _alike(places, places)
-    boxes = np.array([mask.box for mask in segments.masks], dtype=np.float32).reshape(-1, 4)
+    boxes = np.array([mask.box for mask in segments.rles], dtype=np.float32).reshape(-1, 4)
     is_thing = np.asarray(segments.is_thing, dtype=bool)
     chosen = np.where(is_thing, -1, np.asarray(segments.classes) % PALETTE_COLOURS)
     reach = 1 + float(np.median(boxes[:, 2:] - boxes[:, :2])) if len(boxes) else 1.0  # pixels within which colours should differ
@@ -288,7 +288,7 @@ def _colours(image: np.ndarray, segments: Segments) -> list[Colour]:
         gaps = np.maximum(np.maximum(boxes[:, :2] - boxes[i, 2:], boxes[i, :2] - boxes[:, 2:]), 0).max(axis=1)
         near = (chosen >= 0) & (gaps < 3 * reach)
         weights = np.bincount(chosen[near], weights=np.exp(-gaps[near] / reach), minlength=PALETTE_COLOURS)
-        below = _lost_on(_oklab(_mean_colour(image, segments.masks[i]))[0])
+        below = _lost_on(_oklab(_mean_colour(image, segments.rles[i]))[0])
         chosen[i] = int(np.argmin(alike @ weights + below + 0.02 * used + preference))
         used[chosen[i]] += 1
     return [(int(r), int(g), int(b)) for r, g, b in palette[chosen]]

@@ -47,7 +47,7 @@ def segments(*found: tuple[int, float, Mask], categories: Categories = CATEGORIE
         classes=np.array([class_ for class_, _, _ in found], np.int64),
         scores=np.array([score for _, score, _ in found], np.float32),
         boxes=np.array([mask.box for _, _, mask in found], np.float32).reshape(-1, 4),
-        masks=tuple(mask for _, _, mask in found),
+        rles=tuple(mask for _, _, mask in found),
     )
 
 

@@ -27,7 +27,7 @@ def two_segments() -> Segments:
         classes=np.array([1, 0], dtype=np.int64),
         scores=np.array([0.75, 0.3], dtype=np.float32),
         boxes=np.array([[2, 1, 5, 3], [0, 5, 8, 6]], dtype=np.float32),
-        masks=masks,
+        rles=masks,
     )
 
 
@@ -36,7 +36,7 @@ def assert_same(a: Segments, b: Segments) -> None:
     assert [segment.category for segment in a] == [segment.category for segment in b]
     np.testing.assert_array_equal(a.scores, b.scores)
     np.testing.assert_array_equal(a.boxes, b.boxes)
-    assert a.masks == b.masks
+    assert a.rles == b.rles
 
 
 def written(path: Path, content: object) -> Path:

@@ -24,7 +24,7 @@ def three() -> Segments:
         classes=np.array([0, 1, 2], np.int64),
         scores=np.array([0.5, 0.75, 0.25], np.float32),
         boxes=np.array([LEFT.box, MIDDLE.box, TOP.box], np.float32),
-        masks=(LEFT, MIDDLE, TOP),
+        rles=(LEFT, MIDDLE, TOP),
     )
 
 
@@ -87,7 +87,7 @@ def test_nothing_found_has_every_view():
     assert empty.areas.shape == empty.is_thing.shape == (0,)
     assert (empty.panoptic_map() == 0).all()
     assert (empty.semantic_map() == -1).all()
-    assert empty.dense_masks().shape == (0, 2, 4)
+    assert empty.masks().shape == (0, 2, 4)
     assert empty.to_coco(1) == []
     assert len(Segments.from_coco([], SIZE, CATEGORIES)) == 0
     assert repr(empty) == "Segments(2x4: none)"
@@ -110,8 +110,8 @@ def test_of_two_equal_scores_the_earlier_segment_wins():
     assert level.panoptic_map().tolist() == [[1, 1, 2, 3], [1, 1, 2, 0]]
 
 
-def test_dense_masks_are_stacked():
-    np.testing.assert_array_equal(three().dense_masks(), np.stack([LEFT.dense(), MIDDLE.dense(), TOP.dense()]))
+def test_masks_are_stacked():
+    np.testing.assert_array_equal(three().masks(), np.stack([LEFT.dense(), MIDDLE.dense(), TOP.dense()]))
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_dense_masks_are_stacked():
         ({"scores": np.zeros((3, 1), np.float32)}, "need scores"),
         ({"scores": np.zeros(3, np.float64)}, "need scores of type float32"),
         ({"boxes": np.zeros((3, 5), np.float32)}, r"need boxes of type float32 and shape \(3, 4\)"),
-        ({"masks": (LEFT,)}, "1 masks need classes"),
+        ({"rles": (LEFT,)}, "1 masks need classes"),
         ({"classes": np.array([0, 1, 3], np.int64)}, "classes 0 to 3 do not fit 3 categories"),
         ({"classes": np.array([0, 1, -1], np.int64)}, "classes -1 to 1 do not fit"),
-        ({"masks": (LEFT, MIDDLE, Mask.empty((4, 2)))}, r"mask 2 belongs to an image of size \(4, 2\)"),
+        ({"rles": (LEFT, MIDDLE, Mask.empty((4, 2)))}, r"mask 2 belongs to an image of size \(4, 2\)"),
         ({"image": np.zeros((4, 2, 3), np.uint8)}, r"the picture has shape \(4, 2, 3\)"),
     ],
 )

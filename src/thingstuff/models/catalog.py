@@ -13,16 +13,16 @@ MASK_RCNN_R50 = MaskRCNNConfig(BackboneConfig("resnet50", frozen_norms=True))
 # Small enough for a CPU: a light backbone and neck, narrow heads, anchors for small objects.
 MASK_RCNN_LITE0 = MaskRCNNConfig(
     BackboneConfig("tf_efficientnet_lite0"),
-    channels=96,
+    channels=80,
     anchor_sizes=(16.0, 32.0, 64.0, 128.0, 256.0),
     box_width=256,
     mask_convs=3,
-    mask_channels=96,
+    mask_channels=80,
     roi_sampling=2,
     thresholds=Thresholds(proposals_per_level=500, proposals=500),
     sampling=Sampling(proposals_per_level=500, proposals=500, rois=256),
 )
-_LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=480, long_side=2048, shrink=False)
+_LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=384, long_side=2048, shrink=False)
 
 MASK_RCNN_TINY = MaskRCNNConfig(
     BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))),

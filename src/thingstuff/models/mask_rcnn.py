@@ -460,7 +460,7 @@ class MaskRCNN(Model):
             classes=classes.cpu().numpy(),
             scores=scores.cpu().numpy(),
             boxes=boxes.cpu().numpy(),
-            masks=tuple(Mask.from_crop(crop, corner, size.original) for crop, corner in crops),
+            rles=tuple(Mask.from_crop(crop, corner, size.original) for crop, corner in crops),
         )
 
     # Losses

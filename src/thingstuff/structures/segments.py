@@ -42,12 +42,12 @@ class Segments:
     classes: np.ndarray  # int64 (segments,), index into categories
     scores: np.ndarray  # float32 (segments,)
     boxes: np.ndarray  # float32 (segments, 4), x1 y1 x2 y2 in pixels, right and bottom exclusive
-    masks: tuple[Mask, ...]
+    rles: tuple[Mask, ...]  # the masks, as run lengths of their crops
     overlapping: bool = True  # False: the masks tile the image and share no pixel (panoptic)
     image: np.ndarray | None = None  # uint8 (height, width, 3) RGB, the picture itself, for show and save
 
     def __post_init__(self) -> None:
-        count = len(self.masks)
+        count = len(self.rles)
         for name, wanted_type, wanted_shape in (
             ("classes", np.int64, (count,)),
             ("scores", np.float32, (count,)),
@@ -61,7 +61,7 @@ class Segments:
                 )
         if count and (self.classes.min() < 0 or self.classes.max() >= len(self.categories)):
             raise SizeError(f"classes {self.classes.min()} to {self.classes.max()} do not fit {len(self.categories)} categories")
-        for position, mask in enumerate(self.masks):
+        for position, mask in enumerate(self.rles):
             if mask.size != self.size:
                 raise SizeError(f"mask {position} belongs to an image of size {mask.size}, these segments to one of {self.size}")
         if self.image is not None and self.image.shape != (*self.size, 3):
@@ -76,7 +76,7 @@ class Segments:
             classes=np.zeros(0, np.int64),
             scores=np.zeros(0, np.float32),
             boxes=np.zeros((0, 4), np.float32),
-            masks=(),
+            rles=(),
             overlapping=overlapping,
         )
 
@@ -101,7 +101,7 @@ class Segments:
             classes=np.array(classes, np.int64),
             scores=np.array(scores, np.float32),
             boxes=np.array(boxes, np.float32).reshape(-1, 4),
-            masks=tuple(masks),
+            rles=tuple(masks),
         )
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -116,12 +116,12 @@ class Segments:
                 "segmentation": mask.to_coco(),
             }
             for class_, score, (x1, y1, x2, y2), mask in zip(
-                self.classes.tolist(), self.scores.tolist(), self.boxes.tolist(), self.masks, strict=True
+                self.classes.tolist(), self.scores.tolist(), self.boxes.tolist(), self.rles, strict=True
             )
         ]
 
     def __len__(self) -> int:
-        return len(self.masks)
+        return len(self.rles)
 
     def __iter__(self) -> Iterator[Segment]:
         return (self[position] for position in range(len(self)))
@@ -137,7 +137,7 @@ class Segments:
         if isinstance(index, (int, np.integer)):
             x1, y1, x2, y2 = self.boxes[index].tolist()
             return Segment(
-                self.categories[int(self.classes[index])], float(self.scores[index]), (x1, y1, x2, y2), self.masks[index]
+                self.categories[int(self.classes[index])], float(self.scores[index]), (x1, y1, x2, y2), self.rles[index]
             )
         chosen = np.arange(len(self))[index if isinstance(index, slice) else _index_array(index, len(self))]
         return Segments(
@@ -146,7 +146,7 @@ class Segments:
             classes=self.classes[chosen],
             scores=self.scores[chosen],
             boxes=self.boxes[chosen],
-            masks=tuple(self.masks[position] for position in chosen),
+            rles=tuple(self.rles[position] for position in chosen),
             overlapping=self.overlapping,
             image=self.image,
         )
@@ -162,7 +162,7 @@ class Segments:
     @property
     def areas(self) -> Int64[np.ndarray, " segments"]:
         """Pixels of each mask."""
-        return np.array([mask.area for mask in self.masks], np.int64)
+        return np.array([mask.area for mask in self.rles], np.int64)
 
     def panoptic_map(self) -> Int32[np.ndarray, "height width"]:
         """Segment ids, 1 for the first, 0 for void. Where masks overlap the higher score wins, the earlier segment if equal."""
@@ -172,9 +172,9 @@ class Segments:
         """The class of each pixel, -1 for void. Where masks overlap the higher score wins, the earlier segment if equal."""
         return self._paint(self.classes, background=-1)
 
-    def dense_masks(self) -> Bool[np.ndarray, "segments height width"]:
+    def masks(self) -> Bool[np.ndarray, "segments height width"]:
         """All masks as booleans: one byte for each pixel of the image and segment."""
-        return np.stack([mask.dense() for mask in self.masks]) if self.masks else np.zeros((0, *self.size), np.bool_)
+        return np.stack([mask.dense() for mask in self.rles]) if self.rles else np.zeros((0, *self.size), np.bool_)
 
     def show(self) -> None:
         """Open the picture with the segments drawn on it in the system's viewer."""
@@ -197,7 +197,7 @@ class Segments:
         painted = np.full(self.size, background, values.dtype)
         # painted from the lowest score up, so that the highest stays on top
         for position in np.argsort(-self.scores, kind="stable")[::-1]:
-            mask = self.masks[position]
+            mask = self.rles[position]
             (top, left), (height, width) = mask.corner, mask.crop_size
             painted[top : top + height, left : left + width][mask.crop()] = values[position]
         return painted

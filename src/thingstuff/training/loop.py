@@ -314,7 +314,7 @@ def _truth(record: Record, data: InstanceDataset) -> Segments:
         classes=np.array([found.class_ for found in objects], dtype=np.int64),
         scores=np.ones(len(objects), dtype=np.float32),
         boxes=np.array([found.box for found in objects], dtype=np.float32).reshape(-1, 4),
-        masks=tuple(found.mask for found in objects),
+        rles=tuple(found.mask for found in objects),
     )
 
 
