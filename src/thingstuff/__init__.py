@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thingstuff.errors import ThingstuffError
+    from thingstuff.evaluation.panoptic_quality import PanopticQuality
     from thingstuff.segmenter import Segmenter, bundled_models, load
     from thingstuff.structures.categories import Categories, Category
     from thingstuff.structures.images import read_image
     from thingstuff.structures.masks import Mask
+    from thingstuff.structures.panoptic import PanopticMap
     from thingstuff.structures.segments import Segment, Segments
 
 __version__ = "0.1.0"
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 # Names and where they live; torch is imported when the first of them is asked for.
 _HOMES = {
     "ThingstuffError": "thingstuff.errors",
+    "PanopticQuality": "thingstuff.evaluation.panoptic_quality",
     "Segmenter": "thingstuff.segmenter",
     "bundled_models": "thingstuff.segmenter",
     "load": "thingstuff.segmenter",
@@ -29,6 +32,7 @@ _HOMES = {
     "Category": "thingstuff.structures.categories",
     "read_image": "thingstuff.structures.images",
     "Mask": "thingstuff.structures.masks",
+    "PanopticMap": "thingstuff.structures.panoptic",
     "Segment": "thingstuff.structures.segments",
     "Segments": "thingstuff.structures.segments",
 }
@@ -37,6 +41,8 @@ __all__ = [
     "Categories",
     "Category",
     "Mask",
+    "PanopticMap",
+    "PanopticQuality",
     "Segment",
     "Segmenter",
     "Segments",

@@ -1,0 +1,154 @@
+"""`PanopticMap`: one segment id for each pixel and what the segments are, as panoptic files and panoptic quality have it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from thingstuff.errors import AnnotationError, SizeError
+from thingstuff.structures.categories import Categories
+from thingstuff.structures.masks import Mask
+from thingstuff.structures.segments import Segments
+
+VOID = 0  # the id of pixels that belong to no segment
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticMap:
+    """The segments of one image as a map of ids; no segment at all, and a map that is void throughout, are ordinary values.
+
+    The map may lie on a GPU: panoptic quality is counted where it lies. Whether every id of the map is listed, and every listed
+    one painted, takes a pass over the pixels and is left to `unlisted` and to those who count anyway.
+    """
+
+    ids: Any  # (height, width) integers, a numpy array or a tensor; 0 is void
+    segment_ids: np.ndarray  # int64 (segments,), each 1 or more and different from the others
+    classes: np.ndarray  # int64 (segments,), index into categories
+    crowd: np.ndarray  # bool (segments,): a region of things too many to separate
+    categories: Categories
+    areas: np.ndarray | None = None  # int64 (segments,), pixels as the file states them; None where nothing was stated
+
+    def __post_init__(self) -> None:
+        if not (hasattr(self.ids, "shape") and len(self.ids.shape) == 2 and _holds_integers(self.ids)):
+            shape = getattr(self.ids, "shape", None)
+            found = type(self.ids).__name__ if shape is None else f"{self.ids.dtype} {tuple(shape)}"
+            raise SizeError(
+                f"a panoptic map is a (height, width) array of integers, got {found}; "
+                "turn colours into ids first (R + 256 G + 65536 B)"
+            )
+        count = len(self.segment_ids)
+        wanted: list[tuple[str, Any]] = [("segment_ids", np.int64), ("classes", np.int64), ("crowd", np.bool_)]
+        for name, wanted_type in wanted + ([("areas", np.int64)] if self.areas is not None else []):
+            values = getattr(self, name)
+            if values.shape != (count,) or values.dtype != wanted_type:
+                raise SizeError(
+                    f"{count} segments need {name} of type {np.dtype(wanted_type)} and shape {(count,)}, "
+                    f"got {values.dtype} and {values.shape}"
+                )
+        if count == 0:
+            return
+        if self.segment_ids.min() < 1:
+            raise AnnotationError(f"segment id {self.segment_ids.min()} can't be used: ids count from 1, and 0 is void")
+        if self.classes.min() < 0 or self.classes.max() >= len(self.categories):
+            raise SizeError(f"classes {self.classes.min()} to {self.classes.max()} do not fit {len(self.categories)} categories")
+        if len(set(self.segment_ids.tolist())) < count:
+            ids, times = np.unique(self.segment_ids, return_counts=True)
+            raise AnnotationError(f"segment id {ids[times > 1][0]} is listed {times.max()} times; list each segment once")
+
+    @classmethod
+    def from_segments(cls, segments: Segments) -> "PanopticMap":
+        """Segment k of `segments` gets id k + 1; one that shows no pixel, because others cover it, is left out.
+
+        Where masks overlap the higher score wins, as in `Segments.panoptic_map`.
+        """
+        ids = segments.panoptic_map()
+        shown = np.flatnonzero(np.bincount(ids.ravel(), minlength=len(segments) + 1)[1:])
+        return cls(ids, shown + 1, segments.classes[shown], np.zeros(len(shown), np.bool_), segments.categories)
+
+    def to_segments(self) -> Segments:
+        """The segments in their order, with score 1; crowds are like the others, one without a pixel is an empty mask."""
+        index = self.numpy().index_map()
+        boxes = _boxes(index, len(self))
+        masks = tuple(
+            Mask.from_crop(index[top:bottom, left:right] == segment + 1, (top, left), self.size)
+            for segment, (left, top, right, bottom) in enumerate(boxes.tolist())
+        )
+        return Segments(
+            size=self.size,
+            categories=self.categories,
+            classes=self.classes,
+            scores=np.ones(len(self), np.float32),
+            boxes=boxes.astype(np.float32),
+            rles=masks,
+            overlapping=False,
+        )
+
+    def __len__(self) -> int:
+        return len(self.segment_ids)
+
+    def __repr__(self) -> str:
+        return f"PanopticMap({self.size[0]}x{self.size[1]}, {len(self)} segments)"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return int(self.ids.shape[0]), int(self.ids.shape[1])
+
+    def numpy(self) -> "PanopticMap":
+        """The same with the map as a numpy array; itself when it is one."""
+        if isinstance(self.ids, np.ndarray):
+            return self
+        ids = self.ids.detach().cpu().numpy()
+        return PanopticMap(ids, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
+
+    def index_map(self) -> Int64[np.ndarray, "height width"]:
+        """For each pixel 0 for void, k + 1 for segment k, and the number of segments + 1 for ids that are not listed."""
+        return position_of(np.asarray(self.numpy().ids), self.segment_ids)
+
+    def painted_areas(self) -> Int64[np.ndarray, " segments"]:
+        """Pixels of each segment, counted."""
+        return np.bincount(self.index_map().ravel(), minlength=len(self) + 2)[1 : len(self) + 1]
+
+    def unlisted(self) -> list[int]:
+        """Ids that are in the map and belong to no segment, void aside; sorted."""
+        ids = np.asarray(self.numpy().ids)
+        return np.unique(ids[self.index_map() > len(self)]).tolist()
+
+
+def position_of(ids: Integer[np.ndarray, "*shape"], segment_ids: Int64[np.ndarray, " segments"]) -> Int64[np.ndarray, "*shape"]:
+    """For each id 0 for void, k + 1 for `segment_ids[k]`, and the number of segments + 1 for any other."""
+    values = ids.astype(np.int64, copy=False)
+    if len(segment_ids) == 0:
+        return (values != VOID).astype(np.int64)
+    order = np.argsort(segment_ids)
+    in_order = segment_ids[order]
+    place = np.minimum(np.searchsorted(in_order, values), len(in_order) - 1)
+    other = np.where(values == VOID, 0, len(segment_ids) + 1)
+    return np.where(in_order[place] == values, order[place] + 1, other)
+
+
+def _holds_integers(values: Any) -> bool:
+    if isinstance(values, np.ndarray):
+        return bool(np.issubdtype(values.dtype, np.integer))
+    return not (values.is_floating_point() or values.is_complex() or str(values.dtype) == "torch.bool")
+
+
+def _boxes(index: Int64[np.ndarray, "height width"], count: int) -> Int64[np.ndarray, "segments 4"]:
+    """Tight x1 y1 x2 y2 of each segment, right and bottom exclusive; zeros for one without a pixel."""
+    height, width = index.shape
+    boxes = np.array([[width, height, 0, 0]], np.int64).repeat(count + 2, axis=0)
+    flat = index.ravel()
+    # runs of one segment within a row: far fewer than pixels
+    change = np.ones(flat.size, np.bool_)
+    change[1:] = flat[1:] != flat[:-1]
+    change[:: max(width, 1)] = True
+    starts = np.flatnonzero(change)
+    ends = np.append(starts[1:], flat.size) - 1
+    segment, row = flat[starts], starts // max(width, 1)
+    np.minimum.at(boxes[:, 0], segment, starts % max(width, 1))
+    np.minimum.at(boxes[:, 1], segment, row)
+    np.maximum.at(boxes[:, 2], segment, ends % max(width, 1) + 1)
+    np.maximum.at(boxes[:, 3], segment, row + 1)
+    boxes[boxes[:, 2] == 0] = 0
+    return boxes[1 : count + 1]
