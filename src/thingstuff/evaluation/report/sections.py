@@ -1,0 +1,484 @@
+"""The parts of a report, each from the plain values of `report.json` to markup; one that has nothing to say is None."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from thingstuff.evaluation.report.figures import NOTHING, Line, bar, count, counted, line_chart, percent, points, small_chart
+from thingstuff.evaluation.report.markup import Child, Markup, name_tag, tag, together
+from thingstuff.evaluation.report.pictures import style_of
+
+Report = Mapping[str, Any]
+
+KINDS = {
+    "missed": "an annotated object that no prediction overlaps well",
+    "background": "a prediction where nothing is annotated",
+    "duplicate": "a second prediction of an object that is found already",
+    "wrong class": "the right place, another class",
+    "split": "one object, found in pieces",
+    "merged": "several objects, found as one",
+    "coarse mask": "the right object, but the mask overlaps it too little to match",
+}
+MOST_CONFUSED = 16  # classes of the confusion matrix that are shown
+SMALL_CHARTS = 24  # classes that get a chart of their own
+
+AP_TILES = (("AP", "mask AP"), ("AP50", "mask AP50"), ("AP75", "mask AP75"))
+AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+PQ_ROWS = ("All", "Things", "Stuff")
+
+
+def section(identity: str, title: str, note: Child, *content: Child) -> Markup:
+    return tag("section", tag("h2", title), tag("p", note, class_="note") if note else None, *content, id=identity)
+
+
+def title_of(report: Report) -> str:
+    """What was judged on what: "nuclei on my-data, split val"."""
+    judged = report.get("model") or report.get("predictions") or "predictions"
+    split = f", split {report['split']}" if report.get("split") else ""
+    return f"{_last(judged)} on {_last(report['data'])}{split}"
+
+
+def _last(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or path
+
+
+def subtitle(report: Report) -> str:
+    """The size of what was judged."""
+    parts = [counted(report["images"], "image")]
+    if report.get("objects") is not None:
+        parts.append(counted(report["objects"], "annotated " + ("segment" if is_panoptic(report) else "object")))
+    parts.append(counted(len(report.get("classes", {})), "class", "classes"))
+    if report.get("max_detections"):
+        parts.append(f"the {count(report['max_detections'])} best predictions of an image and class count")
+    if report.get("failed"):
+        parts.append(f"{counted(report['failed'], 'image')} could not be read and count as empty")
+    return " · ".join(parts)
+
+
+def is_panoptic(report: Report) -> bool:
+    return report.get("pq") is not None
+
+
+# Summary --------------------------------------------------------------------------------------------------------------
+
+
+def tiles(report: Report) -> Markup:
+    """The figures that people quote, with the interval of the first ones."""
+    found: list[tuple[str, float | None, Sequence[float] | None]] = []
+    if is_panoptic(report):
+        intervals = report.get("intervals", {}).get("pq", {})
+        overall = report["pq"]["All"]
+        found += [(key.upper(), overall[key], intervals.get(key)) for key in ("pq", "sq", "rq")]
+        found += [(f"PQ {group.lower()}", report["pq"][group]["pq"], intervals.get(group)) for group in PQ_ROWS[1:]]
+        if report.get("boundary_pq"):
+            found.append(("boundary PQ", report["boundary_pq"]["All"]["pq"], None))
+        if report.get("semantic"):
+            found.append(("mIoU", report["semantic"]["mIoU"], None))
+    else:
+        intervals = report.get("intervals", {}).get("mask", {})
+        found += [(words, report["mask"][key], intervals.get(key)) for key, words in AP_TILES]
+        if report.get("boundary"):
+            found.append(("boundary AP", report["boundary"]["AP"], None))
+        found.append(("box AP", report["box"]["AP"], report.get("intervals", {}).get("box", {}).get("AP")))
+    cards = []
+    for position, (words, value, interval) in enumerate(found):
+        reach = tag("small", f"{percent(interval[0])} to {percent(interval[1])}") if interval else None
+        cards.append(
+            tag("div", tag("b", percent(value)), tag("span", words), reach, class_="tile first" if not position else "tile")
+        )
+    return tag("div", *cards, class_="tiles")
+
+
+def in_short(report: Report) -> Markup | None:
+    """The report in a few sentences, all computed."""
+    said: list[Markup] = []
+    errors = report.get("errors")
+    if errors and errors.get("truths"):
+        found, spurious = errors["matched"] / errors["truths"], errors["predictions"] - errors["matched"]
+        where = (
+            f"Counting predictions with a score of at least {errors['score']:.2f}, " if errors.get("score") is not None else ""
+        )
+        sentence = (
+            f"{where}{'' if where else 'Of '}{count(errors['matched'])} of {count(errors['truths'])} "
+            f"annotated {'segments' if is_panoptic(report) else 'objects'} ({percent(found, 0)} %) are found"
+        )
+        if not where:
+            sentence = sentence.removeprefix("Of ").strip()
+        if errors["predictions"]:
+            share = percent(spurious / errors["predictions"], 0)
+            sentence += f"; {count(spurious)} of {count(errors['predictions'])} predictions ({share} %) match nothing"
+        said.append(together(sentence[0].upper() + sentence[1:] + "."))
+    if errors:
+        costly = [(kind, row) for kind, row in errors["kinds"].items() if row["count"] and row.get("cost")]
+        costly.sort(key=lambda item: -item[1]["cost"])
+        if costly and costly[0][1]["cost"] > 0:
+            kind, row = costly[0]
+            second = (
+                f"; next comes {costly[1][0]} ({percent(costly[1][1]['cost'])})"
+                if len(costly) > 1 and costly[1][1]["cost"] > 0
+                else ""
+            )
+            said.append(
+                together(
+                    "The costliest kind of mistake is ",
+                    tag("b", kind),
+                    f": {KINDS.get(kind, '')}. Without its {counted(row['count'], 'case')} {errors['metric']} would be "
+                    f"{percent(row['cost'])} points higher{second}.",
+                )
+            )
+    ranked = [(name, row) for name, row in _class_values(report) if row is not None]
+    if len(ranked) > 1:
+        ranked.sort(key=lambda item: item[1])
+        metric = _class_metric(report)
+        said.append(
+            together(
+                "Strongest class: ",
+                tag("b", name_tag(ranked[-1][0])),
+                f" ({metric} {percent(ranked[-1][1])}); weakest: ",
+                tag("b", name_tag(ranked[0][0])),
+                f" ({percent(ranked[0][1])}).",
+            )
+        )
+    if not said:
+        return None
+    return tag("div", tag("ul", *(tag("li", sentence) for sentence in said)), class_="card short")
+
+
+def metrics_table(report: Report) -> Markup:
+    """Every summary figure."""
+    if is_panoptic(report):
+        rows = []
+        for words, key in (("PQ", "pq"), ("boundary PQ", "boundary_pq")):
+            for group in PQ_ROWS if report.get(key) else ():
+                row = report[key][group]
+                counts = (row.get(name) for name in ("tp", "fp", "fn"))
+                cells = [row["pq"], row["sq"], row["rq"]]
+                rows.append(
+                    tag(
+                        "tr",
+                        tag("th", f"{words}, {group.lower()}"),
+                        *(tag("td", percent(value), class_="number") for value in cells),
+                        tag("td", row["n"], class_="number"),
+                        *(tag("td", NOTHING if value is None else count(value), class_="number") for value in counts),
+                    )
+                )
+        heads = ("", "PQ", "SQ", "RQ", "classes", "matched", "spurious", "missed")
+        semantic = report.get("semantic")
+        more = None
+        if semantic:
+            words = (
+                ("mIoU", "mIoU"),
+                ("fwIoU", "fwIoU"),
+                ("pixel_accuracy", "pixel accuracy"),
+                ("mean_accuracy", "mean accuracy"),
+            )
+            stated = [f"{name} {percent(semantic[key])}" for key, name in words if semantic.get(key) is not None]
+            more = tag("p", f"Pixel by pixel, as semantic segmentation: {', '.join(stated)}.", class_="note")
+        return together(_table(heads, rows), more)
+    rows = []
+    recalls = [key for key in report["mask"] if key.startswith("AR")]
+    for kind in ("mask", "boundary", "box"):
+        if report.get(kind):
+            values = [report[kind].get(key) for key in (*AP_COLUMNS, *recalls)]
+            rows.append(tag("tr", tag("th", kind), *(tag("td", percent(value), class_="number") for value in values)))
+    return _table(("", *AP_COLUMNS, *recalls), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Markup]) -> Markup:
+    first, *others = heads
+    head = tag("tr", tag("th", first), *(tag("th", words, class_="number", scope="col") for words in others))
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="card scroll")
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+
+
+def mistakes(report: Report) -> Markup | None:
+    """Counts and costs of each kind of mistake."""
+    errors = report.get("errors")
+    if not errors:
+        return None
+    kinds = sorted(errors["kinds"].items(), key=lambda item: -(item[1].get("cost") or 0))
+    largest_cost = max([row.get("cost") or 0 for _, row in kinds] + [1e-9])
+    largest_count = max([row["count"] for _, row in kinds] + [1])
+    rows = []
+    for kind, row in kinds:
+        cost = row.get("cost")
+        rows.append(
+            tag(
+                "tr",
+                tag(
+                    "th",
+                    tag("span", tag("i", class_=f"dot {style_of(kind)}"), kind, class_="chip"),
+                    tag("div", KINDS.get(kind, ""), class_="note"),
+                    class_="kind",
+                ),
+                tag("td", count(row["count"]), bar(row["count"] / largest_count), class_="measured"),
+                tag("td", points(cost), bar(max(cost or 0.0, 0.0) / largest_cost, "cost"), class_="measured"),
+            )
+        )
+    metric = errors["metric"]
+    heads = tag("tr", tag("th", "kind"), tag("th", "count"), tag("th", f"{metric} points lost"))
+    note = (
+        f"Every missed object and every spurious prediction is of exactly one kind. The cost is how many points {metric} "
+        f"(now {percent(errors.get('value'))}) would rise if that kind alone were put right; several costs do not add up."
+    )
+    return section(
+        "mistakes",
+        "What goes wrong",
+        note,
+        tag("div", tag("table", tag("thead", heads), tag("tbody", *rows)), class_="card scroll"),
+    )
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+
+
+def _class_metric(report: Report) -> str:
+    return "PQ" if is_panoptic(report) else "mask AP"
+
+
+def _class_values(report: Report) -> list[tuple[str, float | None]]:
+    key = "pq" if is_panoptic(report) else "mask"
+    return [(name, row.get(key)) for name, row in report["per_class"].items()]
+
+
+def classes(report: Report) -> Markup | None:
+    """A sortable table with a bar for each class."""
+    per_class = report.get("per_class")
+    if not per_class:
+        return None
+    panoptic = is_panoptic(report)
+    if panoptic:
+        columns = [("SQ", "sq"), ("RQ", "rq"), ("boundary PQ", "boundary_pq"), ("IoU of pixels", "iou")]
+    else:
+        columns = [("boundary AP", "boundary"), ("box AP", "box")]
+    columns = [(words, key) for words, key in columns if any(key in row for row in per_class.values())]
+    metric = _class_metric(report)
+    key = "pq" if panoptic else "mask"
+    facts = report.get("classes", {})
+
+    def order(item: tuple[str, Any]) -> tuple[bool, float]:
+        value = item[1].get(key)
+        return value is None, -(value or 0.0)
+
+    rows = []
+    for name, row in sorted(per_class.items(), key=order):
+        about = facts.get(name, {})
+        kind = "thing" if about.get("is_thing", True) else "stuff"
+        rows.append(
+            tag(
+                "tr",
+                tag("th", name_tag(name), data_value=name),
+                tag("td", kind, class_="muted", data_value=kind) if panoptic else None,
+                _value_cell(about.get("objects"), lambda value: count(value)),
+                _value_cell(row.get(key), percent),
+                tag("td", bar(row.get(key), mark=None if panoptic else row.get("box")), class_="wide"),
+                *(_value_cell(row.get(column), percent) for _, column in columns),
+            )
+        )
+    heads = tag(
+        "tr",
+        _head("class", text=True),
+        _head("kind", text=True) if panoptic else None,
+        _head("annotated", number=True),
+        _head(metric, number=True, sort="descending"),
+        tag("th"),
+        *(_head(words, number=True) for words, _ in columns),
+    )
+    without = sum(value is None for _, value in _class_values(report))
+    note = f"{metric} of each class" + ("" if panoptic else "; the dark mark on a bar is its box AP") + "."
+    if without:
+        have = "has" if without == 1 else "have"
+        note += f" {counted(without, 'class', 'classes')} without any example {have} no value and no part in the mean."
+    table = tag("table", tag("thead", heads), tag("tbody", *rows))
+    return section(
+        "classes", "Class by class", note, tag("div", table, class_="card scroll" + (" tall" if len(rows) > 16 else ""))
+    )
+
+
+def _value_cell(value: Any, write: Any) -> Markup:
+    return tag("td", NOTHING if value is None else write(value), class_="number", data_value="" if value is None else value)
+
+
+def _head(words: str, text: bool = False, number: bool = False, sort: str | None = None) -> Markup:
+    return tag(
+        "th",
+        tag("button", words, type="button"),
+        class_="number" if number else None,
+        scope="col",
+        aria_sort=sort,
+        data_text=text,
+        data_first="ascending" if text else None,
+    )
+
+
+# Curves ---------------------------------------------------------------------------------------------------------------
+
+CURVES = (("AP50", "at IoU 0.50", ""), ("AP75", "at IoU 0.75", "second"), ("AP", "mean of IoU 0.50 to 0.95", "third"))
+
+
+def curves(report: Report) -> Markup | None:
+    """Precision against recall: overall, and small ones for the classes with the most objects."""
+    found = (report.get("curves") or {}).get("mask")
+    if not found or not found.get("overall"):
+        return None
+    recall = report["curves"]["recall"]
+    overall = [
+        Line(f"{words}", recall, found["overall"][key], style) for key, words, style in CURVES if found["overall"].get(key)
+    ]
+    rows = [
+        tag(
+            "tr",
+            tag("td", tag("span", class_=f"line {line.style}")),
+            tag("th", line.name),
+            tag("td", percent(sum(line.y) / len(line.y)), class_="number"),
+        )
+        for line in overall
+    ]
+    legend = tag(
+        "table", tag("thead", tag("tr", tag("th"), tag("th", "matched"), tag("th", "area", class_="number"))), tag("tbody", *rows)
+    )
+    chart = line_chart(overall, "recall, %", "precision, %", "precision against recall, all classes")
+    content: list[Child] = [tag("div", chart, tag("div", legend), class_="card split")]
+    per_class = {name: lines for name, lines in (found.get("per_class") or {}).items() if lines}
+    if len(per_class) > 1:
+        facts = report.get("classes", {})
+        most = sorted(per_class, key=lambda name: -(facts.get(name, {}).get("objects") or 0))[:SMALL_CHARTS]
+        charts = [
+            tag(
+                "figure",
+                small_chart(
+                    [
+                        Line(words, recall, per_class[name][key], style)
+                        for key, words, style in CURVES
+                        if per_class[name].get(key)
+                    ],
+                    f"{name}: precision against recall",
+                ),
+                tag("figcaption", name_tag(name)),
+            )
+            for name in most
+        ]
+        words = "Every class" if len(most) == len(per_class) else f"The {len(most)} classes with the most objects"
+        content.append(tag("div", tag("h3", words), tag("div", *charts, class_="grid-of-charts"), class_="card"))
+    note = (
+        "How precise the predictions are when so much of the truth is to be found; masks, all sizes. "
+        "The area under a curve is its AP."
+    )
+    return section("curves", "Precision and recall", note, *content)
+
+
+# Confusion ------------------------------------------------------------------------------------------------------------
+
+
+def confusion(report: Report) -> Markup | None:
+    """What annotated objects are taken for; of many classes those most confused."""
+    found = report.get("confusion")
+    if not found or not found.get("classes"):
+        return None
+    names, table = list(found["classes"]), [list(row) for row in found["counts"]]
+    total = len(names)
+    shown = most_confused(table, MOST_CONFUSED)
+    order = [*shown, total]
+    high = 30 + round(5.6 * min(max(len(_column_name(names, column)) for column in order), 24))  # of names set aslant
+    heads = tag(
+        "tr",
+        tag("th", "annotated ↓  predicted →", class_="corner"),
+        *(tag("th", tag("span", tag("bdi", _column_name(names, column)))) for column in order),
+    )
+    rows = []
+    for row in order:
+        whole = sum(table[row]) or 1
+        cells = []
+        for column in order:
+            value = table[row][column]
+            if row == total and column == total:
+                cells.append(tag("td", "", style="--share:0"))
+                continue
+            share = value / whole
+            style = " ".join(
+                word for word, holds in (("right", row == column), ("strong", share > 0.45), ("zero", not value)) if holds
+            )
+            words = f"{_row_name(names, row)} taken for {_column_name(names, column)}: {value} ({100 * share:.0f} %)"
+            cells.append(
+                tag("td", count(value) if value else "·", class_=style or None, title=words, style=f"--share:{share:.3f}")
+            )
+        rows.append(tag("tr", tag("th", name_tag(_row_name(names, row))), *cells))
+    score = f" and a score of at least {found['score']:.2f}" if found.get("score") is not None else ""
+    note = (
+        f"Pairs with an IoU of at least {found.get('iou', 0.5):.2f}{score}, whatever their classes; colours are shares of a row. "
+        "The last column counts objects that nothing was predicted for, the last row predictions where nothing is annotated."
+    )
+    if len(shown) < total:
+        note += (
+            f" Shown are the {len(shown)} of {total} classes that are confused most with each other; report.json has them all."
+        )
+    matrix = tag("table", tag("thead", heads), tag("tbody", *rows), class_="confusion", style=f"--high:{high}px")
+    return section("confusion", "What is taken for what", note, tag("div", matrix, class_="card scroll"))
+
+
+def most_confused(table: Sequence[Sequence[int]], most: int) -> list[int]:
+    """The classes with the most confusion among each other, in the order of their numbers; objects decide between equals."""
+    total = len(table) - 1
+    if total <= most:
+        return list(range(total))
+    mixed = [sum(table[a][b] + table[b][a] for b in range(total) if b != a) for a in range(total)]
+    ranked = sorted(range(total), key=lambda a: (-mixed[a], -sum(table[a])))
+    return sorted(ranked[:most])
+
+
+def _row_name(names: Sequence[str], row: int) -> str:
+    return names[row] if row < len(names) else "nothing annotated"
+
+
+def _column_name(names: Sequence[str], column: int) -> str:
+    return names[column] if column < len(names) else "missed"
+
+
+# Method ---------------------------------------------------------------------------------------------------------------
+
+
+def method(report: Report) -> Markup:
+    """What the numbers mean and how they were made, for those who want to make them again."""
+    rows: list[tuple[str, str]] = [("data", report["data"] + (f", split {report['split']}" if report.get("split") else ""))]
+    for key in ("model", "predictions"):
+        if report.get(key):
+            rows.append((key, str(report[key])))
+    if is_panoptic(report):
+        rows.append(("PQ", PQ_IN_WORDS))
+        if report.get("boundary_pq"):
+            rows.append(("boundary PQ", f"PQ {BOUNDARY_IN_WORDS}."))
+        if report.get("semantic"):
+            rows.append(("mIoU", "Mean over classes of the IoU of all their pixels in all images."))
+    else:
+        detections = report.get("max_detections") or 100
+        counting = f"the {detections} best predictions of an image and class count" + (
+            "" if detections == 100 else " (by COCO's rule 100)"
+        )
+        rows.append(("AP", f"{AP_IN_WORDS} Only {counting}."))
+        if report.get("boundary"):
+            rows.append(("boundary AP", f"AP {BOUNDARY_IN_WORDS}: strict about the outlines of large objects."))
+    errors = report.get("errors") or {}
+    if errors.get("score") is not None:
+        chosen = f", {errors['score_is']}" if errors.get("score_is") else ""
+        words = "Mistakes, confusion and pictures are counted among predictions with a score of at least"
+        rows.append(("score", f"{words} {errors['score']:.3g}{chosen}. AP takes them all."))
+    if report.get("intervals"):
+        samples = count(report["intervals"].get("samples", 1000))
+        words = f"95 % intervals of the bootstrap over images ({samples} samples)"
+        rows.append(("ranges", f"{words}: how far a figure would move with other images of the same kind."))
+    rows.append(("percent", "All figures are percent of a perfect result, differences percentage points."))
+    rows.append(("made by", f"thingstuff {report.get('version', '')}".strip()))
+    items = [together(tag("dt", name), tag("dd", words)) for name, words in rows]
+    return section("method", "How this was measured", None, tag("dl", *items, class_="card method"))
+
+
+PQ_IN_WORDS = (
+    "Panoptic Quality (Kirillov et al. 2019): SQ, the mean IoU of matched segments, times RQ, their F1. A match has the same "
+    "class and an IoU above 0.5. Averaged over the classes that occur."
+)
+BOUNDARY_IN_WORDS = "where the IoU of a pair is the smaller of mask IoU and boundary IoU (Cheng et al. 2021)"
+AP_IN_WORDS = (
+    "COCO's average precision (Lin et al. 2014), the mean over IoU 0.50 to 0.95 and over classes; AP50 and AP75 at one IoU. "
+    "Small, medium and large objects (APs, APm, APl) are divided at 32 x 32 and 96 x 96 pixels. AR is the recall of so many predictions."
+)
