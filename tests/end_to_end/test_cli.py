@@ -161,6 +161,17 @@ def test_predict_without_any_image_is_wrong_use(photos: Path, tmp_path: Path, ca
     assert "no image found" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["b.json", "predictions.json"])
+@pytest.mark.parametrize("content", [b'{"version": "5.0", "shapes": []}', b"not JSON", b'[{"image_id": 1}]', b"\xff", b"7"])
+def test_predict_does_not_write_over_json_of_others(photos: Path, capsys, name: str, content: bytes):
+    out = photos.parent / "out"
+    out.mkdir()
+    (out / name).write_bytes(content)
+    assert run("predict", photos, "--model", "unused", "--out", out) == 2
+    assert f"{name} is there and was not written by predict" in capsys.readouterr().err
+    assert (out / name).read_bytes() == content
+
+
 def test_predict_does_not_write_over_its_images(photos: Path, capsys):
     before = (photos / "b.png").read_bytes()
     assert run("predict", photos, "--model", "unused", "--out", photos) == 2

@@ -19,7 +19,7 @@ from thingstuff.cli import main
 from thingstuff.data.folders import open_dataset
 from thingstuff.errors import AnnotationError, CheckpointError, TrainingError
 from thingstuff.models.mask_rcnn import MaskRCNN
-from thingstuff.training import Recipe, loop, train
+from thingstuff.training import Recipe, loop, run_folder, train
 
 
 def _recipe(shapes: Path, out: Path, **changes: object) -> Recipe:
@@ -40,7 +40,7 @@ def test_training_without_accelerate_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delattr(thingstuff, "training", raising=False)
-    for name in ("thingstuff.training", "thingstuff.training.loop"):
+    for name in ("thingstuff.training", "thingstuff.training.loop", "thingstuff.training.run_folder"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert main(["train", "--data", str(tmp_path), "--model", "mask-rcnn-tiny", "--out", str(tmp_path / "run")]) == 2
@@ -85,7 +85,7 @@ def test_a_damaged_recipe_is_an_error_with_words(shapes: Path, tmp_path: Path, c
     recipe = _recipe(shapes, tmp_path)
     (tmp_path / "recipe.json").write_bytes(content)
     with pytest.raises(TrainingError, match=r"recipe\.json is damaged"):
-        loop._prepare_folder(recipe, True, open_dataset(recipe.data))
+        run_folder.prepare_folder(recipe, True, open_dataset(recipe.data))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"hello", b"PK\x03\x04" + bytes(60), bytes(200)])
@@ -93,7 +93,7 @@ def test_a_damaged_state_is_an_error_with_words(tmp_path: Path, content: bytes) 
     (tmp_path / "state.pt").write_bytes(content)
     model = nn.Linear(1, 1)
     with pytest.raises(TrainingError, match=r"state\.pt does not belong to this run or is broken"):
-        loop._resume(tmp_path, loop.Accelerator(), model, model, torch.optim.AdamW(model.parameters()))
+        run_folder.resume_state(tmp_path, loop.Accelerator(), model, model, torch.optim.AdamW(model.parameters()))
 
 
 def test_published_weights_that_cannot_be_had_are_an_error_with_words(
@@ -114,13 +114,13 @@ def test_a_file_has_no_splits(shapes: Path, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_moved_data_but_not_with_changed_data(shapes: Path, tmp_path: Path) -> None:
     first = _recipe(shapes, tmp_path / "run")
-    loop._prepare_folder(first, False, open_dataset(first.data))
+    run_folder.prepare_folder(first, False, open_dataset(first.data))
     moved = shapes / "moved.json"
     moved.write_bytes(Path(first.data).read_bytes())
-    loop._prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
+    run_folder.prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
     moved.write_text(moved.read_text() + "\n")
     with pytest.raises(TrainingError, match=r"moved\.json is not the annotation file .* data_digest"):
-        loop._prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
+        run_folder.prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
 
 
 def test_a_bundled_model_is_a_checkpoint_to_go_on_from_where_the_names_agree(

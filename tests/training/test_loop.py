@@ -9,7 +9,7 @@ from torch import nn
 
 from thingstuff.errors import TrainingError
 from thingstuff.structures.images import Targets
-from thingstuff.training import loop
+from thingstuff.training import loop, run_folder
 
 
 def _target(image_id: int) -> Targets:
@@ -69,13 +69,27 @@ def test_norms_and_biases_are_not_decayed() -> None:
 
 
 def test_a_log_resumed_drops_the_rows_after_the_state(tmp_path: Path) -> None:
-    log = loop._Log(tmp_path, 0)
+    log = run_folder.Log(tmp_path, 0)
     for step in (1, 2, 3):
         log.add({"step": step, "loss": float(step)})
     log.flush()
-    resumed = loop._Log(tmp_path, 2)
+    resumed = run_folder.Log(tmp_path, 2)
     resumed.add({"step": 3, "loss": 9.0, "mask_AP": 0.5})
     resumed.flush()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == [1.0, 2.0, 9.0]
     assert (tmp_path / "log.csv").read_text().splitlines() == ["step,loss,mask_AP", "1,1.0,", "2,2.0,", "3,9.0,0.5"]
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "lo', "[]", '{"loss": 1.0}', "\xff"])
+def test_a_damaged_log_is_an_error_with_its_line(tmp_path: Path, line: str):
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n' + line.encode("latin-1") + b"\n")
+    with pytest.raises(TrainingError, match=r"log\.jsonl, line 2 is damaged"):
+        run_folder.Log(tmp_path, 5)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"box": {}}', "null"])
+def test_a_damaged_validation_is_an_error_with_its_file(tmp_path: Path, content: str):
+    (tmp_path / "validation.json").write_text(content)
+    with pytest.raises(TrainingError, match=r"validation\.json is damaged"):
+        run_folder.read_validation(tmp_path)

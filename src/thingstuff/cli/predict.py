@@ -164,7 +164,7 @@ def without_overwriting(inputs: Sequence[Input], out: Path) -> list[Input]:
     """The inputs again, once it is sure that no output takes the place of one.
 
     Raises:
-        ConfigError: the picture of an image would be written over an image.
+        ConfigError: the picture of an image would be written over an image, or its segments over somebody's JSON.
     """
     real = {each.path.resolve() for each in inputs}
     for each in inputs:
@@ -172,7 +172,21 @@ def without_overwriting(inputs: Sequence[Input], out: Path) -> list[Input]:
             raise ConfigError(
                 f"{shown(out / each.stem)}.png would be overwritten with a picture of itself; give another folder to --out"
             )
+    for written in (*(out / f"{each.stem}.json" for each in inputs), out / RESULTS):
+        if written.is_file() and not _is_ours(written):
+            raise ConfigError(f"{shown(written)} is there and was not written by predict; give another folder to --out")
     return list(inputs)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a JSON file is a result of an earlier run, or empty."""
+    try:
+        content = json.loads(path.read_bytes() or b"[]")
+    except (OSError, ValueError, RecursionError):
+        return False
+    if isinstance(content, list):
+        return all(isinstance(row, dict) and {"image_id", "score", "segmentation"} <= row.keys() for row in content)
+    return isinstance(content, dict) and content.keys() == {"image", "segments"}
 
 
 # Outputs --------------------------------------------------------------------------------------------------------------

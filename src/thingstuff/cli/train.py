@@ -19,6 +19,14 @@ def _count(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
+def _weights(text: str) -> tuple[tuple[str, float], ...]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    names = [name.strip() for name, _, _ in pairs]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different names and weights such as mask=2,rpn_box=0.5")
+    return tuple((name, _at_least_0(value)) for name, (_, _, value) in zip(names, pairs, strict=True))
+
+
 @dataclass(frozen=True)
 class _Option:
     """A number or name of the recipe that the command line can set; the recipe holds its default."""
@@ -39,10 +47,12 @@ OPTIONS = (
     _Option("batch_size", positive, "images in a step and process"),
     _Option("accumulate", positive, "batches whose gradients are summed before the weights move"),
     _Option("learning_rate", _above_0, "learning rate at 16 images an update; the run's own follows from the real number"),
+    _Option("final_learning_rate", fraction, "share of it that the cosine ends at"),
     _Option("warmup", _count, "steps in which the learning rate rises"),
     _Option("weight_decay", _at_least_0, "weight decay of AdamW"),
     _Option("clip_gradient", _above_0, "largest norm of all gradients together"),
     _Option("ema", fraction, "decay of the averaged weights, which are the ones validated and kept"),
+    _Option("loss_weights", _weights, "weights of losses by name, 1 where not named: mask=2,rpn_box=0.5"),
     _Option("precision", str, '"no" (float32), "bf16" or "fp16"'),
     _Option("validate_every", positive, "steps between validations"),
     _Option("save_every", positive, "steps between saves; what a killed run loses at most"),

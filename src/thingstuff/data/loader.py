@@ -85,11 +85,6 @@ class TrainingLoader:
         self.batch_size, self.seed, self.workers, self.rank, self.processes = batch_size, seed, workers, rank, processes
         self._views = _Views(dataset, augmentation, preprocessing, seed, ImageCache(cache_bytes, max_pixels))
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps that show every image once; epochs need not end where a step does."""
-        return len(self.dataset) / (self.batch_size * self.processes)
-
     def positions(self, step: int) -> list[tuple[int, int]]:
         """(epoch, index of the image) of each image of a step, this process's share alone."""
         first = (step * self.processes + self.rank) * self.batch_size

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from thingstuff.errors import ConfigError
 
-BYTE_BUDGET = 256 * 2**20
 STRIP_BYTES = 2**20  # float32 rows computed at a time; what fits a processor's cache is also fastest
 FARTHEST = 2.0**40  # pixels; boxes are cut there so that whole-pixel arithmetic stays exact
 
@@ -34,12 +33,11 @@ def paste_crops(
     size: tuple[int, int],
     threshold: float = 0.5,
     mode: PasteMode = "grid",
-    byte_budget: int = BYTE_BUDGET,
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Each mask of probabilities at the place of its box: (crop of bools, its top left pixel), in order, one by one.
 
     Outside its crop a mask is false. The crop is made when it is asked for and not kept, so whoever encodes it at once needs
-    the memory of one: a byte a pixel, and at most `byte_budget` to compute it. A box that is inverted, outside the image or
+    the memory of one: a byte a pixel, and `STRIP_BYTES` to compute it. A box that is inverted, outside the image or
     not finite has a crop of no pixels, and so has an empty one, except that "integer" paints the one pixel under it.
 
     Raises:
@@ -49,7 +47,7 @@ def paste_crops(
         raise ConfigError(f'mode is "grid" or "integer", got {mode!r}')
     if threshold < 0 or (mode == "grid" and threshold == 0):
         raise ConfigError(f"a mask threshold must be above 0, got {threshold}: every pixel of the image would be in the mask")
-    return _crops(_as_numpy(masks), _as_numpy(boxes), size, threshold, mode, byte_budget)
+    return _crops(_as_numpy(masks), _as_numpy(boxes), size, threshold, mode)
 
 
 def paste_soft(
@@ -71,14 +69,14 @@ def _as_numpy(values: Tensor) -> np.ndarray:
 
 
 def _crops(
-    masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float, mode: PasteMode, byte_budget: int
+    masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float, mode: PasteMode
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     passes = np.greater_equal if mode == "grid" else np.greater
     for mask, box in zip(masks, boxes, strict=True):
         (top, down), (left, across) = _weights_of_box(box, mask.shape, size, mode)
         columns = mask @ across.T  # mask_height crop_width
         crop = np.empty((len(down), len(across)), dtype=bool)
-        strip = max(1, min(byte_budget, STRIP_BYTES) // max(1, 4 * len(across)))  # rows
+        strip = max(1, STRIP_BYTES // max(1, 4 * len(across)))  # rows
         soft = np.empty((min(strip, len(down)), len(across)), dtype=np.float32)
         for start in range(0, len(down), strip):
             rows = slice(start, min(start + strip, len(down)))

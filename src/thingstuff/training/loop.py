@@ -7,15 +7,11 @@ A run is a folder: `recipe.json`, `log.csv`, `log.jsonl`, `state.pt` to resume f
 What a step does follows from the recipe and the state before it alone: a run killed and resumed on a CPU ends in the same bits.
 """
 
-import csv
-import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,17 +36,9 @@ from thingstuff.segmenter import Segmenter, bundled_models, load
 from thingstuff.structures.images import Targets
 from thingstuff.structures.segments import Segments
 from thingstuff.training.recipe import Recipe
+from thingstuff.training.run_folder import Log, State, prepare_folder, read_validation, resume_state, save_state, write_whole
 
 LOWEST_SCORE = 0.05  # of segments that validation looks at
-
-
-@dataclass
-class State:
-    """What a run has besides its recipe and weights: how far it is, and what it found best."""
-
-    step: int = 0
-    best_ap: float = -1.0
-    best_step: int = -1
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
@@ -70,7 +58,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     segmenter = _build(recipe, training_data)
     folder = recipe.folder
     if accelerator.is_main_process:
-        _prepare_folder(recipe, resume, training_data)
+        prepare_folder(recipe, resume, training_data)
     accelerator.wait_for_everyone()
 
     losses = _Losses(segmenter.model)
@@ -78,7 +66,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(_parameter_groups(segmenter.model, recipe.weight_decay), lr=recipe.learning_rate)
     losses, optimizer = accelerator.prepare(losses, optimizer)
     average.to(accelerator.device)
-    state = _resume(folder, accelerator, segmenter.model, average, optimizer) if resume else State()
+    state = resume_state(folder, accelerator, segmenter.model, average, optimizer) if resume else State()
     averaged = Segmenter(average, segmenter.categories, segmenter.preprocessing, name=recipe.model)
 
     loader = TrainingLoader(
@@ -92,7 +80,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         processes=accelerator.num_processes,
         cache_bytes=recipe.cache_megabytes * 2**20,
     )
-    log = _Log(folder, state.step)
+    log = Log(folder, state.step)
     bar = tqdm(total=recipe.steps, initial=state.step, desc="train", disable=not accelerator.is_main_process, dynamic_ncols=True)
     weights = dict(recipe.loss_weights)
     result: dict[str, Any] = {}
@@ -141,14 +129,14 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
             if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last):
                 averaged.save(folder / "last.safetensors", notes=_notes(recipe, state))
                 log.flush()
-                _save_state(folder, state, accelerator, segmenter.model, average, optimizer)
+                save_state(folder, state, accelerator, segmenter.model, average, optimizer)
     finally:
         if accelerator.is_main_process:
             log.flush()  # also the rows before an error
     bar.close()
     accelerator.wait_for_everyone()
     if not result and (folder / "validation.json").exists():  # nothing was left to do
-        result = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
+        result = read_validation(folder)
     return result
 
 
@@ -324,7 +312,7 @@ def _note_validation(
     averaged: Segmenter,
     recipe: Recipe,
     folder: Path,
-    log: "_Log",
+    log: Log,
     bar: tqdm,
     accelerator: Accelerator,
 ) -> None:
@@ -342,133 +330,8 @@ def _note_validation(
     )
     if better:
         averaged.save(folder / "best.safetensors", notes=_notes(recipe, state))
-    _write(folder / "validation.json", json.dumps({"step": state.step, **result}, indent=1))
+    write_whole(folder / "validation.json", json.dumps({"step": state.step, **result}, indent=1))
 
 
 def _notes(recipe: Recipe, state: State) -> dict[str, str]:
     return {"trained_steps": str(state.step), "trained_from": Path(recipe.model).name, "best_mask_ap": f"{state.best_ap:.4f}"}
-
-
-# The run's folder
-
-
-def _prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
-    folder = recipe.folder
-    written = folder / "recipe.json"
-    content = json.loads(json.dumps(asdict(recipe), default=_plain))
-    if data.source is not None:
-        content["data_digest"] = hashlib.sha256(data.source.read_bytes()).hexdigest()
-    if written.exists():
-        if not resume:
-            raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
-        before = _read_recipe(written)
-        if before.get("data_digest", content.get("data_digest")) != content.get("data_digest"):
-            raise TrainingError(
-                f"{data.source} is not the annotation file that {folder} was started with: data_digest (sha256) was "
-                f"{before['data_digest']}, is {content.get('data_digest')}; bring that file back, or choose another folder"
-            )
-        differing = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
-        free = {
-            "steps",
-            "workers",
-            "cache_megabytes",
-            "save_every",
-            "pictures",
-            "data",  # files may move; data_digest tells whether they changed
-            "data_digest",
-            "out",
-            "backbone_weights",
-            "validation_data",
-        }
-        if wrong := [key for key in differing if key not in free]:
-            told = ", ".join(f"{key} was {before.get(key)!r}, is {content.get(key)!r}" for key in wrong)
-            raise TrainingError(f"{folder} holds a run with another recipe: {told}; repeat its command, or choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(written, json.dumps(content, indent=1))
-    except OSError as error:
-        raise TrainingError(f"{folder} can't be the folder of a run: {error}; choose another folder") from error
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise TrainingError(f"{path} is damaged: {error}; remove the folder to start again") from error
-    if not isinstance(content, dict):
-        raise TrainingError(f"{path} is damaged: it holds no recipe; remove the folder to start again")
-    return content
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.name
-    raise TypeError(f"{value!r} can't be written as JSON")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file at once, so that a killed run leaves the old or the new one, never half of one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _save_state(
-    folder: Path, state: State, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any
-) -> None:
-    content = {
-        "state": asdict(state),
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-    }
-    partial = folder / "state.pt.partial"
-    torch.save(content, partial)
-    os.replace(partial, folder / "state.pt")
-
-
-def _resume(folder: Path, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any) -> State:
-    path = folder / "state.pt"
-    if not path.exists():
-        return State()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(content["model"])
-        average.load_state_dict(content["average"])
-        optimizer.load_state_dict(content["optimizer"])
-        if accelerator.scaler is not None and content["scaler"]:
-            accelerator.scaler.load_state_dict(content["scaler"])
-        return State(**content["state"])
-    except Exception as error:  # the unpickler of a damaged file may raise anything
-        raise TrainingError(
-            f"{path} does not belong to this run or is broken: {error}; remove the folder to start again"
-        ) from error
-
-
-class _Log:
-    """`log.csv` and `log.jsonl`, a row each step and each validation; rows after the step resumed from are dropped."""
-
-    COLUMNS_FILE = "log.csv"
-    LINES_FILE = "log.jsonl"
-
-    def __init__(self, folder: Path, step: int):
-        self.folder = folder
-        self.rows: list[dict[str, Any]] = []
-        lines = folder / self.LINES_FILE
-        if step and lines.exists():
-            rows = (json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-            self.rows = [row for row in rows if row["step"] <= step]
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append({key: round(value, 7) if isinstance(value, float) else value for key, value in row.items()})
-
-    def flush(self) -> None:
-        _write(self.folder / self.LINES_FILE, "".join(json.dumps(row) + "\n" for row in self.rows))
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        partial = self.folder / (self.COLUMNS_FILE + ".partial")
-        with partial.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(partial, self.folder / self.COLUMNS_FILE)

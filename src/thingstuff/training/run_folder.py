@@ -1,0 +1,172 @@
+"""The folder of a run: `recipe.json`, `state.pt` to resume from, `log.csv`, `log.jsonl` and `validation.json`."""
+
+import csv
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from thingstuff.data.records import InstanceDataset
+from thingstuff.errors import TrainingError
+from thingstuff.training.recipe import Recipe
+
+
+@dataclass
+class State:
+    """What a run has besides its recipe and weights: how far it is, and what it found best."""
+
+    step: int = 0
+    best_ap: float = -1.0
+    best_step: int = -1
+
+
+def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
+    folder = recipe.folder
+    written = folder / "recipe.json"
+    content = json.loads(json.dumps(asdict(recipe), default=_plain))
+    if data.source is not None:
+        content["data_digest"] = hashlib.sha256(data.source.read_bytes()).hexdigest()
+    if written.exists():
+        if not resume:
+            raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
+        before = _read_recipe(written)
+        if before.get("data_digest", content.get("data_digest")) != content.get("data_digest"):
+            raise TrainingError(
+                f"{data.source} is not the annotation file that {folder} was started with: data_digest (sha256) was "
+                f"{before['data_digest']}, is {content.get('data_digest')}; bring that file back, or choose another folder"
+            )
+        differing = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
+        free = {
+            "steps",
+            "workers",
+            "cache_megabytes",
+            "save_every",
+            "pictures",
+            "data",  # files may move; data_digest tells whether they changed
+            "data_digest",
+            "out",
+            "backbone_weights",
+            "validation_data",
+        }
+        if wrong := [key for key in differing if key not in free]:
+            told = ", ".join(f"{key} was {before.get(key)!r}, is {content.get(key)!r}" for key in wrong)
+            raise TrainingError(f"{folder} holds a run with another recipe: {told}; repeat its command, or choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(written, json.dumps(content, indent=1))
+    except OSError as error:
+        raise TrainingError(f"{folder} can't be the folder of a run: {error}; choose another folder") from error
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TrainingError(f"{path} is damaged: {error}; remove the folder to start again") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path} is damaged: it holds no recipe; remove the folder to start again")
+    return content
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    raise TypeError(f"{value!r} can't be written as JSON")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once, so that a killed run leaves the old or the new one, never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def save_state(
+    folder: Path, state: State, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any
+) -> None:
+    content = {
+        "state": asdict(state),
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+    }
+    partial = folder / "state.pt.partial"
+    torch.save(content, partial)
+    os.replace(partial, folder / "state.pt")
+
+
+def resume_state(folder: Path, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any) -> State:
+    path = folder / "state.pt"
+    if not path.exists():
+        return State()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(content["model"])
+        average.load_state_dict(content["average"])
+        optimizer.load_state_dict(content["optimizer"])
+        if accelerator.scaler is not None and content["scaler"]:
+            accelerator.scaler.load_state_dict(content["scaler"])
+        return State(**content["state"])
+    except Exception as error:  # the unpickler of a damaged file may raise anything
+        raise TrainingError(
+            f"{path} does not belong to this run or is broken: {error}; remove the folder to start again"
+        ) from error
+
+
+class Log:
+    """`log.csv` and `log.jsonl`, a row each step and each validation; rows after the step resumed from are dropped."""
+
+    COLUMNS_FILE = "log.csv"
+    LINES_FILE = "log.jsonl"
+
+    def __init__(self, folder: Path, step: int):
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        lines = folder / self.LINES_FILE
+        if step and lines.exists():
+            self.rows = [row for row in _rows(lines) if row["step"] <= step]
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append({key: round(value, 7) if isinstance(value, float) else value for key, value in row.items()})
+
+    def flush(self) -> None:
+        write_whole(self.folder / self.LINES_FILE, "".join(json.dumps(row) + "\n" for row in self.rows))
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        partial = self.folder / (self.COLUMNS_FILE + ".partial")
+        with partial.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self.folder / self.COLUMNS_FILE)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise TrainingError(f"{path}, line {number} is damaged: {error}; remove that line to go on without it") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise TrainingError(f'{path}, line {number} is damaged: it has no "step"; remove that line to go on without it')
+        rows.append(row)
+    return rows
+
+
+def read_validation(folder: Path) -> dict[str, Any]:
+    """The last validation of a finished run."""
+    path = folder / "validation.json"
+    try:
+        result = json.loads(path.read_bytes())
+        found = {kind: result[kind] for kind in ("box", "mask", "per_class")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is damaged: {error}; evaluate best.safetensors beside it instead") from error
+    return {"step": result.get("step"), **found}
