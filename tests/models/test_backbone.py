@@ -71,3 +71,14 @@ def test_frozen_norms_keep_statistics_and_scales_through_training() -> None:
     assert not norm.weight.requires_grad
     assert norm.eps == 0.0
     assert backbone.body.get_submodule("conv1").weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "coatnet_0_rw_224", "maxvit_tiny_tf_224"])
+def test_a_transformer_for_one_image_size_is_refused_with_words(name: str):
+    with pytest.raises(ConfigError, match=rf"backbone {name} can't take an image of 96 x 160 pixels"):
+        Backbone(BackboneConfig(name))
+
+
+def test_the_levels_are_those_of_the_strides_where_timm_leaves_levels_out():
+    levels = Backbone(BackboneConfig("dla34"))(torch.zeros(1, 3, 64, 96))  # timm lists dla's stride 1, too
+    assert [tuple(level.shape[-2:]) for level in levels] == [(16, 24), (8, 12), (4, 6), (2, 3)]

@@ -54,15 +54,19 @@ class Backbone(nn.Module):
         self.config = config
         self._folded: tuple[object, nn.Module] | None = None  # in a tuple, so that it is no submodule and never saved
         with torch.device("meta"):  # a look at the levels first, without memory
-            reductions = _create(config).feature_info.reduction()
+            levels = _create(config).feature_info
+            reductions = levels.reduction()
         missing = [stride for stride in STRIDES if stride not in reductions]
         if missing:
             raise ConfigError(
                 f"backbone {config.name} gives the strides {reductions} and lacks {missing}; choose a network with levels "
                 "at strides 4, 8, 16 and 32 (ResNet, EfficientNet, ConvNeXt, Swin ...)"
             )
-        last = {stride: index for index, stride in enumerate(reductions)}
-        self.body = _create(config, out_indices=tuple(last[stride] for stride in STRIDES))
+        last = dict(zip(reductions, levels.out_indices, strict=True))  # the later of two levels with one stride
+        wanted = tuple(last[stride] for stride in STRIDES)
+        with torch.device("meta"):
+            _demand_free_input_size(_create(config, out_indices=wanted), config)
+        self.body = _create(config, out_indices=wanted)
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         self.channels_last_levels = str(getattr(self.body, "output_fmt", "NCHW")).upper().endswith("NHWC")
         if config.stride_in_1x1:
@@ -124,6 +128,23 @@ def _create(config: BackboneConfig, **more: Any) -> Any:  # timm's feature netwo
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:
             problem = error  # the last try is the one without extra words, so its complaint is about the config
     raise ConfigError(f"timm can't build backbone {config.name} with options {options}: {problem}") from problem
+
+
+def _demand_free_input_size(body: Any, config: BackboneConfig) -> None:
+    """Some of timm's transformers work at one image size alone, which shows when they are given another."""
+    try:
+        levels = body.eval()(torch.empty(1, 3, 96, 160, device="meta"))
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"backbone {config.name} can't take an image of 96 x 160 pixels ({error}); choose a network for images of any size "
+            "(ResNet, EfficientNet, ConvNeXt, Swin ...)"
+        ) from error
+    last = -3 if str(getattr(body, "output_fmt", "NCHW")).upper().endswith("NHWC") else -2
+    sides = [level.shape[last] for level in levels]
+    if sides != [96 // stride for stride in STRIDES]:
+        raise ConfigError(
+            f"backbone {config.name} says it has the strides {STRIDES}, but 96 pixels became {sides}; choose another"
+        )
 
 
 def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
