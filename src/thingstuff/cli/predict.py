@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif", ".jp2", ".j2k"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".tga", ".pcx", ".sgi", ".dds", ".qoi"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".dds", ".qoi"),
 )
 RESULTS = "predictions.json"
 WRITERS = 2  # threads that draw and save while the network goes on

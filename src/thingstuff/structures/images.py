@@ -31,7 +31,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 # Formats are listed rather than "whatever Pillow opens", which includes EPS, a program that Ghostscript runs.
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF", "JPEG2000"),
-    *("ICO", "TGA", "PCX", "SGI", "DDS", "QOI"),
+    *("TGA", "PCX", "SGI", "DDS", "QOI"),
 )
 _STRIP_PIXELS = 1 << 24  # conversion works in strips, so that a large grey scan is never held as four-byte pixels
 _FLOAT_SLACK = 1e-4  # resampling in float32 leaves values such as 1.0000001
