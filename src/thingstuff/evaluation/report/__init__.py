@@ -1,6 +1,7 @@
 """Reports that people read: `report.json`'s values and pictures of the worst images -> one self-contained `report.html`."""
 
+from thingstuff.evaluation.report.differences import render_comparison
 from thingstuff.evaluation.report.page import render
 from thingstuff.evaluation.report.pictures import Mistake, Picture
 
-__all__ = ["Mistake", "Picture", "render"]
+__all__ = ["Mistake", "Picture", "render", "render_comparison"]

@@ -480,5 +480,5 @@ PQ_IN_WORDS = (
 BOUNDARY_IN_WORDS = "where the IoU of a pair is the smaller of mask IoU and boundary IoU (Cheng et al. 2021)"
 AP_IN_WORDS = (
     "COCO's average precision (Lin et al. 2014), the mean over IoU 0.50 to 0.95 and over classes; AP50 and AP75 at one IoU. "
-    "Small, medium and large objects (APs, APm, APl) are divided at 32 x 32 and 96 x 96 pixels. AR is the recall of so many predictions."
+    "Small, medium and large objects (APs, APm, APl) are divided at 32 x 32 and 96 x 96 pixels. AR is the recall of so many."
 )

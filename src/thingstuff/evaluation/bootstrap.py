@@ -1,0 +1,121 @@
+"""Bootstrap intervals over images (Efron and Tibshirani, 1993, chapters 6 and 13): how far a figure would move with other images.
+
+images -> draws of as many, with replacement -> the figure of each draw -> the middle 95 %
+
+Of two runs on the same images every draw is the same for both, and it is their difference that gets an interval: what is hard for
+both then cancels out. Draws follow from a seed, so that the same reports give the same digits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from thingstuff.errors import EvaluationError
+from thingstuff.evaluation.matching import Matches, precision_and_recall
+
+SAMPLES = 1000
+LEVEL = 0.95
+
+Draws = Float64[np.ndarray, " draws"]  # NaN where a draw has nothing to find
+
+
+def draw_images(images: int, samples: int = SAMPLES, seed: int = 0) -> Float64[np.ndarray, "draws images"]:
+    """How often each image is drawn."""
+    if images == 0:
+        return np.zeros((samples, 0))
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
+
+
+def interval(values: Draws, level: float = LEVEL) -> tuple[float, float] | None:
+    """The middle `level` of the draws; None where most have no value."""
+    stated = values[~np.isnan(values)]
+    if 2 * len(stated) <= len(values):
+        return None
+    low, high = np.quantile(stated, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Figures of every draw."""
+
+    overall: dict[str, Draws]
+    per_class: Float64[np.ndarray, "draws classes"]  # of the first figure
+
+
+def average_precisions(matches: Matches, weights: Float64[np.ndarray, "draws images"]) -> Drawn:
+    """AP, AP50 and AP75 of every draw, over objects of all sizes."""
+    classes = matches.truths.shape[2]
+    per_class = np.full((3, len(weights), classes), np.nan)
+    for position, row in enumerate(weights):
+        precision, _ = precision_and_recall(matches, weights=row)
+        stated = precision[0, 0] > -1
+        means = precision[:, :, stated].mean(axis=1)  # threshold class
+        per_class[:, position, stated] = np.stack((means.mean(axis=0), means[0], means[5]))
+    names = ("AP", "AP50", "AP75")
+    return Drawn({name: _mean_of_stated(values) for name, values in zip(names, per_class, strict=True)}, per_class[0])
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticCounts:
+    """What panoptic quality adds up, of every image and class."""
+
+    image_ids: tuple[int, ...]
+    is_thing: tuple[bool, ...]  # of each class
+    counts: Float64[np.ndarray, "images classes 4"]  # TP, FP, FN, sum of IoU
+
+    def to_json(self) -> dict[str, Any]:
+        """As lists: (image, class, TP, FP, FN, sum of IoU) rows, where there is anything."""
+        images, classes = np.nonzero(self.counts.any(axis=2))
+        rows = [
+            [image, class_, *map(int, self.counts[image, class_, :3]), float(self.counts[image, class_, 3])]
+            for image, class_ in zip(images.tolist(), classes.tolist(), strict=True)
+        ]
+        return {"image_ids": list(self.image_ids), "is_thing": list(self.is_thing), "rows": rows}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "PanopticCounts":
+        """What `to_json` gave.
+
+        Raises:
+            EvaluationError: something else was given.
+        """
+        try:
+            image_ids, is_thing = tuple(content["image_ids"]), tuple(map(bool, content["is_thing"]))
+            counts = np.zeros((len(image_ids), len(is_thing), 4))
+            for image, class_, *values in content["rows"]:
+                counts[image, class_] = values
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise EvaluationError(f"the panoptic counts of a report can't be read ({error}); write the report again") from error
+        return cls(image_ids, is_thing, counts)
+
+
+def panoptic_qualities(counted: PanopticCounts, weights: Float64[np.ndarray, "draws images"]) -> Drawn:
+    """PQ, SQ and RQ of every draw, and PQ of things and of stuff; the mean of the classes that occur in the draw."""
+    sums = np.tensordot(weights, counted.counts, axes=1)  # draw class 4
+    tp, fp, fn, iou_sum = np.moveaxis(sums, 2, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pq, rq = iou_sum / (tp + fp / 2 + fn / 2), tp / (tp + fp / 2 + fn / 2)
+        sq = np.where(tp > 0, iou_sum / tp, np.where(np.isnan(pq), np.nan, 0.0))
+    is_thing = np.array(counted.is_thing, np.bool_)
+    overall = {"pq": pq, "sq": sq, "rq": rq, "Things": pq[:, is_thing], "Stuff": pq[:, ~is_thing]}
+    return Drawn({name: _mean_of_stated(values) for name, values in overall.items()}, pq)
+
+
+def weights_of(image_ids: Sequence[int], common: Sequence[int], draws: Float64[np.ndarray, "draws common"]) -> np.ndarray:
+    """The draws of `common` images as draws of `image_ids`, which has them among others; the others are never drawn."""
+    positions = {image_id: position for position, image_id in enumerate(image_ids)}
+    columns: Int64[np.ndarray, " common"] = np.array([positions[image_id] for image_id in common], np.int64)
+    weights = np.zeros((len(draws), len(image_ids)))
+    weights[:, columns] = draws
+    return weights
+
+
+def _mean_of_stated(values: Float64[np.ndarray, "draws classes"]) -> Draws:
+    stated = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(stated, values, 0.0).sum(axis=1) / stated.sum(axis=1)
