@@ -22,7 +22,9 @@ from thingstuff.structures.segments import Segments
 SIZE = (100, 200)
 CATEGORIES = Categories((Category(40, "dust"), Category(7, "cell")))  # ids neither sorted nor contiguous
 ONE = pytest.approx(1.0)  # precision is TP / (TP + FP + machine epsilon), as pycocotools has it
-NOTHING = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"))
+PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+NOTHING = dict.fromkeys((*PRECISIONS, *RECALLS))
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int) -> Mask:
@@ -59,7 +61,8 @@ def test_the_truth_itself_scores_one():
     metric.update(0, segments((0, 0.9, A), (1, 0.8, B)))
     result = metric.compute()
     for kind in ("box", "mask"):
-        assert result[kind] == {"AP": ONE, "AP50": ONE, "AP75": ONE, "APs": None, "APm": ONE, "APl": None}
+        assert {name: result[kind][name] for name in PRECISIONS} == {**dict.fromkeys(PRECISIONS, ONE), "APs": None, "APl": None}
+        assert {name: result[kind][name] for name in RECALLS} == {**dict.fromkeys(RECALLS, 1.0), "ARs": None, "ARl": None}
     assert result["per_class"] == {"dust": {"box": ONE, "mask": ONE}, "cell": {"box": ONE, "mask": ONE}}
 
 
@@ -186,9 +189,9 @@ def test_the_table_shows_percent_and_dashes():
     metric = AveragePrecision(truth([(0, A), (0, B)]))
     metric.update(0, segments((0, 0.9, A)))
     assert format_table(metric.compute()).splitlines() == [
-        "              AP    AP50    AP75     APs     APm     APl",
-        "box        50.50   50.50   50.50       -   50.50       -",
-        "mask       50.50   50.50   50.50       -   50.50       -",
+        "              AP    AP50    AP75     APs     APm     APl   AR100",
+        "box        50.50   50.50   50.50       -   50.50       -   50.00",
+        "mask       50.50   50.50   50.50       -   50.50       -   50.00",
         "",
         "class    box AP mask AP",
         "dust      50.50   50.50",
@@ -235,12 +238,14 @@ def pycocotools_says(path: Path, rows: list[dict[str, Any]], kind: str, max_dete
     keep = "bbox" if kind == "bbox" else "segmentation"
     found = truth.loadRes([{key: row[key] for key in ("image_id", "category_id", "score", keep)} for row in rows])  # pyright: ignore
     evaluation = COCOeval(truth, found, kind)  # pyright: ignore[reportArgumentType]
-    evaluation.params.maxDets = [max_detections]
+    evaluation.params.maxDets = [1, 10, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0]  # iou recall class area
+    precision = evaluation.eval["precision"][..., 2]  # iou recall class area
     parts = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *(precision[..., area] for area in (1, 2, 3))]
     parts += [precision[:, :, class_, 0] for class_ in range(precision.shape[2])]
+    recall = evaluation.eval["recall"]  # iou class area limit
+    parts += [recall[:, :, 0, 0], recall[:, :, 0, 1], *(recall[:, :, area, 2] for area in range(4))]
     return [float(part[part > -1].mean()) if (part > -1).any() else -1.0 for part in parts]
 
 
@@ -270,6 +275,7 @@ def test_real_data_gives_what_pycocotools_gives(
     per_class = list(result["per_class"].values())
     for kind, ours in (("bbox", "box"), ("segm", "mask")):
         expected = pycocotools_says(path, found.rows, kind, max_detections)
-        stated = [*result[ours].values(), *(per_class[class_][ours] for class_ in by_id)]
+        values = list(result[ours].values())
+        stated = [*values[:6], *(per_class[class_][ours] for class_ in by_id), *values[6:]]
         assert 0.1 < stated[0] < 0.9
         assert [-1.0 if value is None else value for value in stated] == pytest.approx(expected, abs=1e-6)
