@@ -13,6 +13,7 @@ from thingstuff.evaluation.bootstrap import (
     SAMPLES,
     Drawn,
     PanopticCounts,
+    affordable_samples,
     average_precisions,
     draw_images,
     interval,
@@ -42,15 +43,17 @@ def task_of(report: Mapping[str, Any]) -> str:
     return "panoptic" if report.get("pq") is not None else "instances"
 
 
-def intervals(report: Mapping[str, Any], samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
+def intervals(report: Mapping[str, Any], samples: int | None = None, seed: int = 0) -> dict[str, Any]:
     """95 % intervals of a report's main figures: `{"mask": {"AP": [low, high], ...}, "samples"}`, from its rows per image."""
+    if samples is None:
+        samples = _affordable(report)
     found: dict[str, Any] = {"samples": samples}
     for kind, drawn in _drawn(report, None, samples, seed).items():
         found[kind] = {name: list(reach) for name, values in drawn.overall.items() if (reach := interval(values)) is not None}
     return found
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any], samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
+def compare(a: Mapping[str, Any], b: Mapping[str, Any], samples: int | None = None, seed: int = 0) -> dict[str, Any]:
     """How B differs from A, on the images that both were judged on.
 
     `{"a", "b": {"name", "images"}, "images", "samples", "task", "metrics": [{"name", "a", "b", "difference", "low", "high",
@@ -74,6 +77,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], samples: int = SAMPLES, 
     if not common:
         raise EvaluationError("the reports have no image in common; judge both on the same data")
 
+    if samples is None:
+        samples = min(_affordable(a), _affordable(b))
     draws = [_drawn(report, common, samples, seed) for report in (a, b)]
     points = [_drawn(report, common, 0, seed) for report in (a, b)]
     metrics = []
@@ -118,6 +123,11 @@ def _drawn(report: Mapping[str, Any], common: list[int] | None, samples: int, se
             matches = Matches.from_json(rows[kind])
             found[kind] = average_precisions(matches, weights_of(matches.image_ids, ids, draws))
     return found
+
+
+def _affordable(report: Mapping[str, Any]) -> int:
+    rows = report["per_image"]
+    return affordable_samples(Matches.from_json(rows["mask"])) if rows.get("mask") else SAMPLES
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray, alone_a: np.ndarray, alone_b: np.ndarray) -> dict[str, Any]:
