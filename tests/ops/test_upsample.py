@@ -1,0 +1,83 @@
+"""Crops at image size against torch's own resizing of whole masks."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from thingstuff.ops.upsample import resize_soft, upsample_crops
+
+
+def _blobs(count: int, height: int, width: int) -> torch.Tensor:
+    """Soft discs of probabilities, one of them nowhere above one half."""
+    random = torch.Generator().manual_seed(height * width)
+    y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
+    centres = torch.rand(count, 2, generator=random) * torch.tensor([height, width])
+    distances = (y - centres[:, 0, None, None]).square() + (x - centres[:, 1, None, None]).square()
+    masks = torch.sigmoid(3 - distances.sqrt())
+    masks[-1] *= 0.4
+    return masks
+
+
+def _dense(masks: torch.Tensor, size: tuple[int, int], threshold: float, *steps: tuple) -> list[np.ndarray]:
+    result = []
+    for crop, (top, left) in upsample_crops(masks, steps, threshold):
+        canvas = np.zeros(size, bool)
+        canvas[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        result.append(canvas)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("padded", "kept", "original"),
+    [
+        ((64, 96), (64, 96), (64, 96)),
+        ((64, 96), (50, 70), (173, 211)),
+        ((64, 96), (50, 70), (31, 45)),
+        ((64, 96), (1, 1), (3, 5)),
+        ((64, 96), (64, 3), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_like_resizing_whole_masks(padded: tuple, kept: tuple, original: tuple, threshold: float) -> None:
+    masks = _blobs(12, 16, 24)
+    soft = functional.interpolate(masks[None], size=padded, mode="bilinear", align_corners=False)[:, :, : kept[0], : kept[1]]
+    soft = functional.interpolate(soft, size=original, mode="bilinear", align_corners=False)[0]
+    found = _dense(masks, original, threshold, (padded, kept), (original, original))
+    clear = (soft - threshold).abs() > 1e-6  # the two round differently where a pixel is at the threshold
+    assert (torch.from_numpy(np.stack(found)) == (soft > threshold))[clear].all()
+
+
+def test_a_crop_holds_little_but_the_mask() -> None:
+    mask = torch.zeros(1, 50, 50)
+    mask[0, 20:23, 30:34] = 0.9
+    ((crop, corner),) = upsample_crops(mask, [((200, 200), (200, 200))])
+    assert corner == (78, 118)  # two pixels around the first cell's, where its weight ends
+    assert crop.shape == (16, 20)
+
+
+def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = _blobs(3, 16, 24)
+    steps = (((64, 96), (64, 96)), ((130, 190), (130, 190)))
+    whole = _dense(masks, (130, 190), 0.5, *steps)
+    monkeypatch.setattr("thingstuff.ops.upsample.STRIP_BYTES", 7 * 4 * 190)
+    assert np.array_equal(np.stack(_dense(masks, (130, 190), 0.5, *steps)), np.stack(whole))
+
+
+def test_no_masks_give_no_crops() -> None:
+    assert list(upsample_crops(torch.zeros(0, 4, 4), [((16, 16), (16, 16))])) == []
+
+
+def test_a_mask_in_the_padding_alone_is_empty() -> None:
+    mask = torch.zeros(1, 8, 8)
+    mask[0, :, 6:] = 1.0
+    ((crop, _),) = upsample_crops(mask, [((32, 32), (32, 16)), ((40, 20), (40, 20))])
+    assert crop.sum() == 0
+
+
+def test_soft_resizing_keeps_what_has_the_size_already() -> None:
+    masks = _blobs(2, 8, 9)
+    assert resize_soft(masks, (8, 9)) is masks
+    assert resize_soft(masks[:0], (16, 18)).shape == (0, 16, 18)
+    expected = functional.interpolate(masks[None], size=(16, 18), mode="bilinear", align_corners=False)[0]
+    assert resize_soft(masks, (16, 18)).equal(expected)
