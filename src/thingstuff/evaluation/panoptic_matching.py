@@ -110,7 +110,7 @@ def match_segments(
     if rules.refuse_broken_truth:
         _check_painted(truth, truth_areas, f"{where}: ground truth")
     if rules.stated_areas and truth.areas is not None:
-        truth_areas[1:-1] = truth.areas
+        truth_areas[1:-1] = np.where(truth.areas < 0, truth_areas[1:-1], truth.areas)
 
     # classes and crowds by index: void and unlisted ids belong to none
     truth_class = np.concatenate(([-1], truth_classes, [-1])).astype(np.int64)

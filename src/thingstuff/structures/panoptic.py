@@ -27,7 +27,7 @@ class PanopticMap:
     classes: np.ndarray  # int64 (segments,), index into categories
     crowd: np.ndarray  # bool (segments,): a region of things too many to separate
     categories: Categories
-    areas: np.ndarray | None = None  # int64 (segments,), pixels as the file states them; None where nothing was stated
+    areas: np.ndarray | None = None  # int64 (segments,), pixels as a file states them, -1 where it states none; None: no file
 
     def __post_init__(self) -> None:
         if not (hasattr(self.ids, "shape") and len(self.ids.shape) == 2 and _holds_integers(self.ids)):
@@ -69,7 +69,7 @@ class PanopticMap:
     def to_segments(self) -> Segments:
         """The segments in their order, with score 1; crowds are like the others, one without a pixel is an empty mask."""
         index = self.numpy().index_map()
-        boxes = _boxes(index, len(self))
+        boxes = tight_boxes(index, len(self))
         masks = tuple(
             Mask.from_crop(index[top:bottom, left:right] == segment + 1, (top, left), self.size)
             for segment, (left, top, right, bottom) in enumerate(boxes.tolist())
@@ -134,7 +134,7 @@ def _holds_integers(values: Any) -> bool:
     return not (values.is_floating_point() or values.is_complex() or str(values.dtype) == "torch.bool")
 
 
-def _boxes(index: Int64[np.ndarray, "height width"], count: int) -> Int64[np.ndarray, "segments 4"]:
+def tight_boxes(index: Int64[np.ndarray, "height width"], count: int) -> Int64[np.ndarray, "segments 4"]:
     """Tight x1 y1 x2 y2 of each segment, right and bottom exclusive; zeros for one without a pixel."""
     height, width = index.shape
     boxes = np.array([[width, height, 0, 0]], np.int64).repeat(count + 2, axis=0)

@@ -1,0 +1,353 @@
+"""COCO panoptic annotations and predictions (Kirillov et al., 2019; layout: https://cocodataset.org/#format-data, part 4).
+
+A JSON file lists the segments of each image, a PNG per image paints their ids: R + 256 G + 65536 B, 0 for void. The PNGs lie in
+the folder named like the JSON file without its ending, as panopticapi has it. Pixels are decoded when asked for, image by image.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thingstuff.data.coco import (
+    _as_integer,
+    _ImageFolder,
+    _integer,
+    _is_number,
+    _pixels,
+    _Problem,
+    _Problems,
+    _read_categories,
+    _shown,
+    read_json,
+)
+from thingstuff.data.id_png import LARGEST_ID, png_size, read_id_png
+from thingstuff.errors import AnnotationError
+from thingstuff.structures.categories import Categories
+from thingstuff.structures.images import DEFAULT_MAX_PIXELS
+from thingstuff.structures.panoptic import PanopticMap
+
+ImageId = int | str
+_Row = tuple[int, bool, int, tuple[float, ...]]  # of a segment: class, crowd, area, box
+NO_BOX = (np.nan, np.nan, np.nan, np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticRecord:
+    """One image of a panoptic file: its listed segments, and where they are painted."""
+
+    image_id: ImageId
+    png: Path
+    categories: Categories
+    segment_ids: np.ndarray  # int64 (segments,), in the file's order
+    classes: np.ndarray  # int64 (segments,), index into categories
+    crowd: np.ndarray  # bool (segments,)
+    areas: np.ndarray  # int64 (segments,), pixels as the file states them, -1 where it states none
+    boxes: np.ndarray  # float64 (segments, 4), x y width height as the file states them, NaN where it states none
+    size: tuple[int, int] | None = None  # (height, width) of the image as the file states it; files of predictions need not
+    path: Path | None = None  # the photo, where it was found
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def panoptic_map(self) -> PanopticMap:
+        """The map, decoded now and not kept.
+
+        Raises:
+            AnnotationError: the PNG can't be read, holds no ids, or has another size than the image.
+        """
+        ids = read_id_png(self.png, self.max_pixels)
+        if self.size is not None and ids.shape != self.size:
+            raise AnnotationError(
+                f"image {self.image_id}: {self.png} has {_pixels((int(ids.shape[0]), int(ids.shape[1])))}, the image "
+                f"{_pixels(self.size)}; paint the map at the size of the image"
+            )
+        return PanopticMap(ids, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticDataset:
+    """Images with panoptic annotations, or predictions, and the categories their classes index."""
+
+    records: tuple[PanopticRecord, ...]
+    categories: Categories
+    source: Path
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[PanopticRecord]:
+        return iter(self.records)
+
+    def __getitem__(self, index: int) -> PanopticRecord:
+        return self.records[index]
+
+    def __repr__(self) -> str:
+        segments = sum(len(record.segment_ids) for record in self.records)
+        return f"PanopticDataset({len(self.records)} images, {segments} segments, {len(self.categories)} categories)"
+
+    @cached_property
+    def by_image_id(self) -> dict[ImageId, PanopticRecord]:
+        return {record.image_id: record for record in self.records}
+
+
+def read_panoptic(
+    path: str | Path,
+    png_dir: str | Path | None = None,
+    image_dir: str | Path | None = None,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> PanopticDataset:
+    """Read a COCO panoptic file. No pixel is decoded; PNGs must be there and have the size that the file gives the image.
+
+    PNGs lie in `png_dir`; without it in the folder named like the file without its ending, or else in `panoptic` beside it.
+    Photos, which pictures of results need and metrics do not, lie in `image_dir`, or else in `images` beside the file.
+
+    Raises:
+        AnnotationError: everything that is wrong with the file, image and segment named (line and column where it isn't JSON).
+    """
+    path = Path(path)
+    content = read_json(path)
+    problems = _Problems(path)
+    dataset = read_content(content, path, png_dir, image_dir, max_pixels, problems.add)
+    problems.raise_if_any()
+    assert dataset is not None
+    return dataset
+
+
+def read_panoptic_predictions(
+    path: str | Path, categories: Categories, png_dir: str | Path | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> PanopticDataset:
+    """Read predictions in COCO's panoptic format: "annotations" alone is enough. Category ids are those of `categories`.
+
+    Raises:
+        AnnotationError: as `read_panoptic`.
+    """
+    path = Path(path)
+    content = read_json(path)
+    problems = _Problems(path)
+    folder = _png_folder(path, png_dir, max_pixels, problems.add)
+    records = _read_annotations(content, categories, None, folder, problems.add) if folder else []
+    problems.raise_if_any()
+    return PanopticDataset(tuple(records), categories, path)
+
+
+def open_panoptic(
+    path: str | Path,
+    split: str | None = None,
+    *,
+    image_dir: str | Path | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> PanopticDataset:
+    """Open a folder with `panoptic.json` (`panoptic_<split>.json` for a split) and its PNGs, or such a file itself.
+
+    The PNGs of a split lie in `panoptic_<split>/`, or in `panoptic/` with those of the other splits.
+
+    Raises:
+        AnnotationError: no such folder, file or split, with those that there are; or what `read_panoptic` finds wrong.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AnnotationError(f"{path}: does not exist; name a folder with panoptic.json and panoptic/, or a panoptic file")
+    if path.is_dir():
+        file = path / ("panoptic.json" if split is None else f"panoptic_{split}.json")
+        if not file.is_file():
+            there = sorted(found.name for found in path.glob("panoptic*.json"))
+            splits = [name.removeprefix("panoptic_").removesuffix(".json") for name in there if name != "panoptic.json"]
+            hint = f"its splits are {', '.join(splits)}" if splits else "put the COCO panoptic annotations there"
+            raise AnnotationError(f"{path}: has no {file.name}; {hint}")
+        path = file
+    elif split is not None:
+        raise AnnotationError(f"{path}: is one file and has no split {split!r}; name its folder, or leave the split out")
+    return read_panoptic(path, image_dir=image_dir, max_pixels=max_pixels)
+
+
+def pairs(
+    predictions: PanopticDataset, truth: PanopticDataset
+) -> Iterator[tuple[ImageId, Callable[[], PanopticMap], Callable[[], PanopticMap]]]:
+    """Each image of the truth with what loads its two maps, for `PanopticQuality.update_many`.
+
+    Predictions for other images are left out, as panopticapi does.
+
+    Raises:
+        AnnotationError: an image has no prediction.
+    """
+    by_image_id = predictions.by_image_id
+    if missing := [record.image_id for record in truth if record.image_id not in by_image_id]:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise AnnotationError(
+            f"{predictions.source}: has no prediction for image {missing[0]}{more}; list an image where nothing was found "
+            "with no segments and a PNG of void"
+        )
+    return ((record.image_id, by_image_id[record.image_id].panoptic_map, record.panoptic_map) for record in truth)
+
+
+# The JSON file ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Image:
+    size: tuple[int, int] | None  # None where its entry is broken, which has been reported
+    path: Path | None
+
+
+def read_content(
+    content: dict[str, Any],
+    path: Path,
+    png_dir: str | Path | None,
+    image_dir: str | Path | None,
+    max_pixels: int,
+    report: Callable[[str], None],
+) -> PanopticDataset | None:
+    """What `read_panoptic` gives of a file's content; each thing wrong is reported and left out, None where nothing is left."""
+    problems = _Problems(path)
+    categories = _read_categories(content, problems)
+    for problem in problems.shown:
+        report(problem)
+    images = _read_images(content, _photo_folder(path, image_dir, max_pixels), report)
+    folder = _png_folder(path, png_dir, max_pixels, report)
+    if categories is None or folder is None:
+        return None
+    return PanopticDataset(tuple(_read_annotations(content, categories, images, folder, report)), categories, path)
+
+
+def _png_folder(path: Path, png_dir: str | Path | None, max_pixels: int, report: Callable[[str], None]) -> _ImageFolder | None:
+    candidates = [path.with_suffix(""), path.with_name("panoptic")] if png_dir is None else [Path(png_dir)]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return _ImageFolder(candidate, True, max_pixels)
+    report(f"the folder {candidates[0]} does not exist; put the PNGs there, or name their folder")
+    return None
+
+
+def _photo_folder(path: Path, image_dir: str | Path | None, max_pixels: int) -> _ImageFolder:
+    if image_dir is not None and not Path(image_dir).is_dir():
+        raise AnnotationError(f"{path}: the image folder {image_dir} does not exist; name the folder that holds the images")
+    return _ImageFolder(Path(image_dir) if image_dir is not None else path.parent / "images", False, max_pixels)
+
+
+def _read_images(content: dict[str, Any], folder: _ImageFolder, report: Callable[[str], None]) -> dict[ImageId, _Image]:
+    listed = content.get("images")
+    if not isinstance(listed, list):
+        report("'images' is missing or isn't a list; give each image an entry with id, file_name, height and width")
+        return {}
+    images: dict[ImageId, _Image] = {}
+    for index, image in enumerate(listed):
+        where = f"images[{index}]"
+        try:
+            if not isinstance(image, dict):
+                raise _Problem(f"{where}: is {_shown(image)}, not an object")
+            image_id = _image_id(image, "id", where)
+            if image_id in images:
+                raise _Problem(f"{where}: id {image_id!r} is taken by an earlier image; ids must differ")
+            images[image_id] = _Image(None, None)  # so that its annotations aren't reported as homeless
+            where = f"image {image_id}"
+            size = (_integer(image, "height", where), _integer(image, "width", where))
+            if min(size) < 1 or size[0] * size[1] > folder.max_pixels:
+                raise _Problem(f"{where}: declared {_pixels(size)}; it must have from 1 to {folder.max_pixels:,} pixels")
+            photo = folder.path_of(image.get("file_name"), where)
+            images[image_id] = _Image(size, photo if photo is not None and photo.is_file() else None)
+        except _Problem as problem:
+            report(str(problem))
+    return images
+
+
+def _read_annotations(
+    content: dict[str, Any],
+    categories: Categories,
+    images: dict[ImageId, _Image] | None,
+    folder: _ImageFolder,
+    report: Callable[[str], None],
+) -> list[PanopticRecord]:
+    listed = content.get("annotations")
+    if not isinstance(listed, list):
+        report("'annotations' is missing or isn't a list; give each image an entry with its segments_info")
+        return []
+    records: dict[ImageId, PanopticRecord] = {}
+    for index, annotation in enumerate(listed):
+        where = f"annotations[{index}]"
+        try:
+            if not isinstance(annotation, dict):
+                raise _Problem(f"{where}: is {_shown(annotation)}, not an object")
+            image_id = _image_id(annotation, "image_id", where)
+            if image_id in records:
+                raise _Problem(f"{where}: image {image_id} has an earlier annotation; give all its segments in one")
+            if images is not None and image_id not in images:
+                raise _Problem(f"{where}: image_id {image_id!r} is no image of this file; add the image or remove the annotation")
+            where = f"image {image_id}"
+            image = images[image_id] if images is not None else _Image(None, None)
+            png = folder.path_of(annotation.get("file_name"), where)
+            assert png is not None
+            stored = png_size(png, folder.max_pixels)
+            if image.size is not None and stored != image.size:
+                raise _Problem(f"{where}: {png} has {_pixels(stored)}, the image {_pixels(image.size)}; paint it at that size")
+            segments = _read_segments(annotation.get("segments_info"), categories, where, report)
+            records[image_id] = PanopticRecord(
+                image_id, png, categories, *segments, size=image.size, path=image.path, max_pixels=folder.max_pixels
+            )
+        except _Problem as problem:
+            report(str(problem))
+        except AnnotationError as error:
+            report(f"{where}: {error}")
+    return list(records.values())
+
+
+def _read_segments(listed: Any, categories: Categories, where: str, report: Callable[[str], None]) -> tuple[Any, ...]:
+    """segment_ids, classes, crowd, areas, boxes; what is wrong with a segment is reported."""
+    if not isinstance(listed, list):
+        raise _Problem(f"{where}: 'segments_info' is {_shown(listed)}, must be a list with an object for each segment")
+    rows: dict[int, _Row] = {}
+    for index, segment in enumerate(listed):
+        here = f"{where}: segments_info[{index}]"
+        try:
+            if not isinstance(segment, dict):
+                raise _Problem(f"{here}: is {_shown(segment)}, not an object")
+            segment_id = _integer(segment, "id", here)
+            here = f"{where}: segment {segment_id}"
+            if not 1 <= segment_id <= LARGEST_ID:
+                raise _Problem(f"{here}: its id must be from 1 to {LARGEST_ID}; 0 is void, and larger ids have no colour")
+            if segment_id in rows:
+                raise _Problem(f"{here}: is listed twice; list each segment once")
+            rows[segment_id] = (0, False, -1, NO_BOX)  # listed, whatever else is wrong with it
+            rows[segment_id] = _read_segment(segment, categories, here)
+        except _Problem as problem:
+            report(str(problem))
+    classes, crowd, areas, boxes = zip(*rows.values(), strict=True) if rows else ((), (), (), ())
+    return (
+        np.array(list(rows), np.int64),
+        np.array(classes, np.int64),
+        np.array(crowd, np.bool_),
+        np.array(areas, np.int64),
+        np.array(boxes, np.float64).reshape(-1, 4),
+    )
+
+
+def _read_segment(segment: dict[str, Any], categories: Categories, where: str) -> _Row:
+    category_id = _integer(segment, "category_id", where)
+    try:
+        class_ = categories.class_of(category_id)
+    except AnnotationError as error:
+        raise _Problem(f"{where}: {error}") from error
+    is_crowd = segment.get("iscrowd", 0)
+    if is_crowd not in (0, 1, None):
+        raise _Problem(f"{where}: 'iscrowd' is {_shown(is_crowd)}, must be 0 or 1")
+    area, box = segment.get("area"), segment.get("bbox")
+    if area is not None:
+        area = _as_integer(area)
+        if area is None or area < 0:
+            raise _Problem(f"{where}: 'area' is {_shown(segment['area'])}, must be a whole number of pixels, or left out")
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        raise _Problem(f"{where}: 'bbox' is {_shown(box)}, must be [x, y, width, height], or left out")
+    return class_, is_crowd == 1, -1 if area is None else area, NO_BOX if box is None else tuple(map(float, box))
+
+
+def _image_id(entry: dict[str, Any], key: str, where: str) -> ImageId:
+    """Numbers are read however written, other texts as they are: Cityscapes names its images."""
+    value = entry.get(key)
+    number = _as_integer(value)
+    if number is not None and not isinstance(value, str):
+        return number
+    if isinstance(value, str) and value:
+        return value
+    raise _Problem(f"{where}: {key!r} is {_shown(value) if key in entry else 'missing'}; give it a whole number or a text")

@@ -1,0 +1,78 @@
+"""The strict validator of panoptic files: every inconsistency between the JSON file and its PNGs, with image and segment."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from thingstuff.data.coco import read_json
+from thingstuff.data.panoptic import PanopticRecord, read_content
+from thingstuff.errors import AnnotationError
+from thingstuff.structures.images import DEFAULT_MAX_PIXELS
+from thingstuff.structures.panoptic import tight_boxes
+
+
+def check_panoptic(
+    path: str | Path,
+    png_dir: str | Path | None = None,
+    image_dir: str | Path | None = None,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> list[str]:
+    """Everything that is wrong with a COCO panoptic file, a line each; nothing is wrong where the list is empty.
+
+    Besides what `read_panoptic` refuses: ids painted but not listed, listed but not painted, areas and boxes that differ from
+    what is painted (a box, x y width height, is tight), images without an annotation, PNGs that no annotation names.
+
+    Raises:
+        AnnotationError: the file can't be read at all, or isn't JSON.
+    """
+    path = Path(path)
+    content = read_json(path)
+    found: list[str] = []
+    dataset = read_content(content, path, png_dir, image_dir, max_pixels, found.append)
+    for record in dataset or ():
+        found += check_record(record)
+    listed, annotated = content.get("images"), content.get("annotations")
+    if isinstance(listed, list) and isinstance(annotated, list):
+        with_annotation = {str(entry.get("image_id")) for entry in annotated if isinstance(entry, dict)}
+        for entry in listed:
+            if isinstance(entry, dict) and "id" in entry and str(entry["id"]) not in with_annotation:
+                found.append(f"image {entry['id']}: has no annotation; add one, with no segments if nothing is there")
+    if dataset is not None and len(dataset):
+        named = {record.png for record in dataset}
+        for folder in {record.png.parent for record in dataset}:
+            if folder.name == path.stem:  # a folder of its own, not shared with other splits
+                found += [f"{png}: no annotation names it" for png in sorted(folder.glob("*.png")) if png not in named]
+    return found
+
+
+def check_record(record: PanopticRecord) -> Iterator[str]:
+    """What is wrong between the segments that a record lists and those that its PNG paints."""
+    where = f"image {record.image_id}"
+    try:
+        painted = record.panoptic_map()
+    except AnnotationError as error:
+        yield str(error) if str(error).startswith(where) else f"{where}: {error}"
+        return
+    for unlisted in painted.unlisted():
+        yield f"{where}: segment {unlisted} is painted in {record.png.name} but not in segments_info; add it or paint it void"
+    areas = painted.painted_areas()
+    boxes = _tight_boxes(painted.index_map(), len(painted))
+    for place, segment_id in enumerate(record.segment_ids.tolist()):
+        if areas[place] == 0:
+            yield f"{where}: segment {segment_id} is in segments_info but not painted in {record.png.name}; paint or remove it"
+            continue
+        if record.areas[place] not in (-1, areas[place]):
+            yield f"{where}: segment {segment_id} states an area of {record.areas[place]} pixels, {areas[place]} are painted"
+        if not np.isnan(record.boxes[place]).any() and (record.boxes[place] != boxes[place]).any():
+            stated = [int(side) if side == int(side) else side for side in record.boxes[place].tolist()]
+            yield f"{where}: segment {segment_id} states the bbox {stated}, what is painted has {boxes[place].tolist()}"
+
+
+def _tight_boxes(index: Int64[np.ndarray, "height width"], count: int) -> Int64[np.ndarray, "segments 4"]:
+    """x y width height of each segment."""
+    boxes = tight_boxes(index, count)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
