@@ -27,7 +27,6 @@ import torch
 from safetensors.numpy import save_file
 
 import thingstuff
-from thingstuff.models.mask_rcnn import MaskRCNNConfig, Thresholds
 from thingstuff.segmenter import Segmenter
 from thingstuff.structures.images import ImageBatch, Preprocessing, read_image
 from thingstuff.structures.segments import Segments
@@ -147,13 +146,15 @@ class Case:
 
     # The anchors
 
-    def anchors(self, own: MaskRCNNConfig) -> MaskRCNNConfig:
-        """The model's config with the anchors that the case states; files of weights do not hold them.
+    def anchors(self, own: Any) -> Any:
+        """The model's config with the anchors that the case states; files of weights do not hold them. Some models have none.
 
         Raises:
             ValueError: anchors that this library's networks can't have.
         """
         config = self.section("config")
+        if not hasattr(own, "anchor_sizes"):
+            return own
         sizes, ratios = config.get("anchor_sizes"), config.get("anchor_ratios")
         if sizes is not None:
             sizes = [size if isinstance(size, list) else [size] for size in sizes]
@@ -173,16 +174,20 @@ class Case:
 
     # The thresholds
 
-    def thresholds(self, own: Thresholds) -> Thresholds:
-        """The model's own limits with those that the case states, under any of the peers' names for them."""
+    def thresholds(self, own: Any) -> Any:
+        """The model's own limits with those that the case states, under any of the peers' names for them.
+
+        Each family has a dataclass of limits; of the settings below, those that it has a field for are looked for.
+        """
         stated: dict[str, Any] = {}
+        known = {field.name for field in fields(own)}
         for place in (self.section("config"), self.section("postprocessing"), self.facts):
-            for field, names, number in _NAMES:
+            for field, names, number in (row for row in _NAMES if row[0] in known):
                 for figure in (_figure(place.get(name)) for name in names):
                     if figure is not None:
                         stated[field] = number(figure)
             for key, text in place.items():
-                for field, keys, pattern, number in _PHRASES:
+                for field, keys, pattern, number in (row for row in _PHRASES if row[0] in known):
                     match = re.search(pattern, text, re.IGNORECASE) if key in keys and isinstance(text, str) else None
                     if match:
                         stated[field] = number(next(group for group in match.groups() if group))
@@ -207,7 +212,7 @@ _Number = Callable[[Any], float]
 # The limits of the short and the long side in words
 _SIDES = re.compile(r"short(?:est)? (?:side|edge)\D{0,12}(\d+)\D{0,30}long(?:est)?\D{0,20}(\d+)", re.IGNORECASE)
 
-# A field of Thresholds and the names of the peers' settings for it
+# A field of a family's Thresholds and the names of the peers' settings for it
 _NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
     ("proposals_per_level", ("rpn_pre_nms_top_n", "rpn_nms_pre"), int),
     ("proposals", ("rpn_post_nms_top_n", "rpn_max_per_img"), int),

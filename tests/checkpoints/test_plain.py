@@ -80,10 +80,16 @@ def test_a_value_of_another_type_is_named(change, message):
         from_plain(Outer, plain, "file")
 
 
-def test_a_missing_field_is_named_and_never_filled_in():
+def test_a_missing_field_takes_its_default_as_in_files_older_than_the_field():
+    plain = to_plain(Outer(Inner((1, 2)), rate=0.7, flag=True))
+    del plain["rate"], plain["inner"]["colour"]
+    assert from_plain(Outer, plain, "file") == Outer(Inner((1, 2)), rate=0.5, flag=True)
+
+
+def test_a_missing_field_without_a_default_is_named():
     plain = to_plain(Outer(Inner((1, 2))))
-    del plain["rate"]
-    with pytest.raises(CheckpointError, match=r"missing: \['rate'\]"):
+    del plain["inner"]["size"]
+    with pytest.raises(CheckpointError, match=r"file\.inner: .* missing: \['size'\]"):
         from_plain(Outer, plain, "file")
 
 

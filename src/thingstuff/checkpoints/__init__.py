@@ -8,10 +8,11 @@ from thingstuff.checkpoints.files import build, read_weights, shapes_of
 from thingstuff.checkpoints.rules import convert
 from thingstuff.errors import CheckpointError, ConfigError
 from thingstuff.models.contract import Model
-from thingstuff.models.mask_rcnn import MaskRCNN
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import Preprocessing
 
+# A layout is a file with LIBRARY, `detect(tensors)` and `describe(tensors, meta, name)`. The first that detects a file gets it,
+# so the files of one family stand before the layouts of libraries that hold many.
 LAYOUTS = (torchvision, detectron2, mmdetection)
 
 # Names by which files of other families are known, tried before the layouts above.
@@ -45,8 +46,8 @@ def load_foreign(path: str | Path) -> tuple[Model, Categories, Preprocessing]:
         raise CheckpointError(f"{name}: its {len(file.tensors)} arrays ({seen} ...) are of no layout known here ({known})")
     try:
         description = layout.describe(file.tensors, file.meta, name)
-        shapes = shapes_of(MaskRCNN, description.config)
+        shapes = shapes_of(description.model, description.config)
     except ConfigError as error:
         raise CheckpointError(f"{name}: {error}") from error
     tensors = convert(file.tensors, description.rules, shapes, name)
-    return build(MaskRCNN, description.config, tensors), description.categories, description.preprocessing
+    return build(description.model, description.config, tensors), description.categories, description.preprocessing

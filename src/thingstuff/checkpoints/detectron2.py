@@ -24,7 +24,7 @@ from thingstuff.checkpoints.recognise import (
 )
 from thingstuff.checkpoints.rules import DROP, Rule, bgr_to_rgb, rename
 from thingstuff.errors import CheckpointError
-from thingstuff.models.mask_rcnn import MaskRCNNConfig, Thresholds
+from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Thresholds
 from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
 
 LIBRARY = "detectron2"
@@ -112,7 +112,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     config = _with_anchors(config, foreign, name)
     demand_anchor_count(config, tensors, name)
     stem = Rule(_STEM, _STEM_HERE, bgr_to_rgb if is_bgr else None)
-    return Description(config, preprocessing, categories_for(config.classes), (stem, *MASK_RCNN))
+    return Description(MaskRCNN, config, preprocessing, categories_for(config.classes), (stem, *MASK_RCNN))
 
 
 def _preprocessing(foreign: Mapping[str, Tensor], grouped: bool) -> tuple[Preprocessing, bool]:

@@ -4,6 +4,7 @@ Own format: one safetensors file. Its metadata holds, as JSON, the architecture'
 preprocessing, so the file alone is enough to load. Nothing that is read here can run code: see `pickles.py`.
 """
 
+import dataclasses
 import json
 import os
 import struct
@@ -33,7 +34,8 @@ from thingstuff.structures.images import Preprocessing
 FORMAT = "thingstuff"
 VERSION = "1"
 
-# The names in this table are written into files and never change.
+# The names in this table are written into files and never change. A config has a `backbone`; counts of layers in it end in
+# `_convs` or `_fcs`.
 ARCHITECTURES: dict[str, tuple[type[Model], type]] = {
     "mask-rcnn": (MaskRCNN, MaskRCNNConfig),
 }
@@ -213,11 +215,10 @@ def _refuse_reaching_out(config: Any, count: int, path: Path) -> None:
     fetching = sorted(key for key in keys if key.startswith(("pretrained", "checkpoint", "cache", "hf_")))
     if fetching or not backbone.name.replace("_", "").replace(".", "").isalnum():
         raise CheckpointError(f"{path}: backbone {backbone.name!r} with options {fetching} would load something else; refused")
-    numbers: list[tuple[str, Any]] = [(key, value) for key, value in backbone.options]
-    numbers += [(name, getattr(config, name)) for name in ("rpn_convs", "box_convs", "box_fcs", "mask_convs")]
+    numbers = [*backbone.options, *((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))]
     for key, value in numbers:
         layers = value if isinstance(value, tuple) else (value,)
-        limit = count if key in ("layers", "depths", "rpn_convs", "box_convs", "box_fcs", "mask_convs") else 1 << 16
+        limit = count if key in ("layers", "depths") or key.endswith(("_convs", "_fcs")) else 1 << 16
         if any(isinstance(number, int) and number > limit for number in layers):
             raise CheckpointError(f"{path}: {key} of {value} does not go with the {count} arrays of the file")
 

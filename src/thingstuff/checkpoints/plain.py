@@ -1,4 +1,8 @@
-"""Frozen dataclasses to plain JSON values and back, strictly: what is written is what is read, or an error says where."""
+"""Frozen dataclasses to plain JSON values and back, strictly: what is written is what is read, or an error says where.
+
+A field that a file lacks takes its default: it was added after the file was written, and its default is what was done before.
+A field that this version does not know is an error, since nobody knows what it changes.
+"""
 
 import dataclasses
 import types
@@ -29,7 +33,7 @@ def from_plain(kind: type[T], value: object, where: str) -> T:
     """Rebuild a value of type `kind`; `where` starts the message of an error.
 
     Raises:
-        CheckpointError: a field is missing or unknown, or a value is of another type than the field says.
+        CheckpointError: a field is unknown, or missing without a default, or a value is of another type than the field says.
     """
     return _read(kind, value, where)
 
@@ -64,14 +68,20 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise CheckpointError(f"{where}: expected the fields of {kind.__name__}, got {value!r}")
     kinds = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    unknown, missing = [name for name in value if name not in names], [name for name in names if name not in value]
+    fields = dataclasses.fields(kind)
+    names = [field.name for field in fields]
+    unknown = [name for name in value if name not in names]
+    missing = [field.name for field in fields if field.name not in value and _has_no_default(field)]
     if unknown or missing:
         raise CheckpointError(
             f"{where}: fields of {kind.__name__} unknown to this version: {unknown or 'none'}, missing: {missing or 'none'}; "
             "read the file with the version of thingstuff that wrote it"
         )
-    return kind(**{name: _read(kinds[name], value[name], f"{where}.{name}") for name in names})
+    return kind(**{name: _read(kinds[name], value[name], f"{where}.{name}") for name in names if name in value})
+
+
+def _has_no_default(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -1,15 +1,17 @@
-"""What a Mask R-CNN file is: every size of the network, read from its arrays once they carry our names."""
+"""What a foreign file is: every size of its network, read from its arrays once they carry our names."""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from thingstuff.checkpoints.rules import Rule
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
+from thingstuff.models.contract import Model
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNNConfig
 from thingstuff.structures.categories import COCO_THINGS, Categories
@@ -20,7 +22,8 @@ from thingstuff.structures.images import Preprocessing
 class Description:
     """A foreign file as its layout reads it: what to build, how to fill it, and what goes in and comes out."""
 
-    config: MaskRCNNConfig
+    model: type[Model]
+    config: Any  # of that model
     preprocessing: Preprocessing
     categories: Categories
     rules: tuple[Rule, ...]

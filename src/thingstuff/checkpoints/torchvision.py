@@ -21,7 +21,7 @@ from thingstuff.checkpoints.recognise import (
 )
 from thingstuff.checkpoints.rules import Rule, background_to_the_end, rename, without_background, without_background_box
 from thingstuff.models.fpn import Norm
-from thingstuff.models.mask_rcnn import MaskRCNNConfig, Thresholds
+from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Thresholds
 from thingstuff.structures.categories import COCO_THINGS_WITH_GAPS
 from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
 
@@ -100,7 +100,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=800, long_side=1333, resize=Resize.TORCHVISION)
     # the published networks have a class for each number from 1 to 90, those without a category included
     categories = COCO_THINGS_WITH_GAPS if config.classes == len(COCO_THINGS_WITH_GAPS) else categories_for(config.classes)
-    return Description(config, preprocessing, categories, table)
+    return Description(MaskRCNN, config, preprocessing, categories, table)
 
 
 def _norm_eps(foreign: Mapping[str, Tensor], tensors: Mapping[str, Tensor], found: MaskRCNNConfig) -> float:

@@ -1,8 +1,8 @@
 """What every model answers, and nothing else: the three calls of the architecture, section 3."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,10 +22,11 @@ class Model(nn.Module, ABC):
 
     config: Any
     backbone: Backbone
+    loss_weights: ClassVar[Mapping[str, float]] = {}  # the paper's, by the losses' names; 1 where none is given
 
     @abstractmethod
     def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
-        """Training losses by the paper's names, unweighted; the recipe weights them."""
+        """Training losses by the paper's names, unweighted: `loss_weights` weights them, and the recipe where it says so."""
 
     @abstractmethod
     def segments(

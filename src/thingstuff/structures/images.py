@@ -333,6 +333,7 @@ class Preprocessing:
     pad_multiple: int = 32  # the batch's sides are multiples of it
     resize: Resize = Resize.ANTIALIASED
     shrink: bool = True  # False: a longer short side is left as it is, for objects whose size does not follow the image's
+    square: bool = False  # True: both sides become short_side, whatever the aspect ratio was (YOLACT)
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(v) for v in (*self.mean, *self.std)):
@@ -353,6 +354,8 @@ class Preprocessing:
             raise SizeError(f"an image of {height} x {width} pixels has no input size")
         if self.short_side == 0:
             return height, width
+        if self.square:
+            return self.short_side, self.short_side
         short, long = min(height, width), max(height, width)
         short_side = self.short_side if self.shrink else max(self.short_side, short)
         if self.resize is Resize.TORCHVISION:

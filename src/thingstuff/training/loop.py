@@ -82,7 +82,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     )
     log = Log(folder, state.step)
     bar = tqdm(total=recipe.steps, initial=state.step, desc="train", disable=not accelerator.is_main_process, dynamic_ncols=True)
-    weights = dict(recipe.loss_weights)
+    weights = {**segmenter.model.loss_weights, **dict(recipe.loss_weights)}
     result: dict[str, Any] = {}
     batches = loader.batches(state.step * recipe.accumulate)
     segmenter.model.train()
@@ -100,7 +100,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
                     pixels = batch.pixels.to(accelerator.device, memory_format=torch.channels_last)
                     terms = losses(pixels, [target.to(accelerator.device) for target in targets])
                     values = _finite(terms, targets, state.step)
-                    unknown = weights.keys() - terms.keys()
+                    unknown = dict(recipe.loss_weights).keys() - terms.keys()
                     if unknown:
                         raise ConfigError(
                             f"loss_weights names {sorted(unknown)}; the losses of {recipe.model} are {sorted(terms)}"

@@ -39,7 +39,7 @@ class Recipe:
     clip_gradient: float = 5.0  # norm of all gradients together
     ema: float = 0.999  # decay of the averaged weights, which are the ones validated and kept
     precision: str = "no"  # "no", "bf16" or "fp16"
-    loss_weights: tuple[tuple[str, float], ...] = ()  # by the loss's name; 1 where not named
+    loss_weights: tuple[tuple[str, float], ...] = ()  # by the loss's name; the paper's where not named
 
     validate_every: int = 1000  # steps
     save_every: int = 200  # steps; what a killed run loses at most
