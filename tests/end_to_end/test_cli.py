@@ -48,7 +48,7 @@ def test_the_module_is_the_command():
         (["predict", "a.png", "--out", "x", "--score", "2"], "argument --score: 2 does not lie from 0 to 1"),
         (["predict", "a.png", "--out", "x", "--batch-size", "0"], "argument --batch-size: 0 is below 1"),
         (["predict", "a.png", "--out", "x", "--max-pixels", "many"], "argument --max-pixels: 'many' is not a whole number"),
-        (["evaluate", "--data", "d"], "one of the arguments --model --predictions is required"),
+        (["evaluate", "--data", "d"], "one of the arguments --model --predictions --compare is required"),
         (["evaluate", "--data", "d", "--model", "m", "--predictions", "p"], "not allowed with argument --model"),
         (["train", "--data", "d", "--model", "m"], "the following arguments are required: --out"),
         (["train", "--data", "d", "--model", "m", "--out", "r", "--learning-rate", "0"], "0 is not a number above 0"),

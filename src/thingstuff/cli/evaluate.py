@@ -1,201 +1,120 @@
-"""`thingstuff evaluate`: a model's predictions, or a file of them, against the truth of a data set."""
+"""`thingstuff evaluate`: a model's predictions, or a file of them, against the truth; or two reports side by side."""
 
 import argparse
 import json
-import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from thingstuff.cli.arguments import add_inference_arguments, fraction, given, positive
-from thingstuff.errors import ConfigError, EvaluationError, ImageError
+from thingstuff.cli.arguments import add_inference_arguments, fraction, positive, shown
+from thingstuff.cli.judged import PICTURES, Judged
+from thingstuff.errors import ConfigError
 
-if TYPE_CHECKING:
-    from thingstuff.data.records import InstanceDataset, Record
-    from thingstuff.formats.coco import ImageResults
-    from thingstuff.segmenter import Segmenter
-    from thingstuff.structures.categories import Categories
-    from thingstuff.structures.segments import Segments
-
-COUNTED = 100  # best-scored objects an image that count, as COCO has it
+COUNTED = 100  # best-scored objects of an image and class that count, as COCO has it
+OUT = Path("evaluation")
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME|FILE", help="judge this model: a bundled model's name or a checkpoint file")
     source.add_argument(
-        "--predictions", metavar="FILE", type=Path, help="judge this file of COCO results, such as predict writes"
+        "--predictions",
+        metavar="FILE",
+        type=Path,
+        help="judge this file: COCO results, such as predict writes, or COCO panoptic with its folder of PNGs beside it",
+    )
+    source.add_argument(
+        "--compare", metavar=("A", "B"), nargs=2, type=Path, help="put two reports side by side: their folders or report.json"
     )
     parser.add_argument(
-        "--data", metavar="DIR|JSON", type=Path, required=True, help="folder with images/ and instances.json, or a COCO file"
+        "--data",
+        metavar="DIR|JSON",
+        type=Path,
+        help="folder with images/ and instances.json or panoptic.json, or such a file; not with --compare",
     )
     parser.add_argument("--split", metavar="NAME", help="split of the folder: val reads instances_val.json (instances.json)")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="folder of the photos, where the data doesn't lead to them")
     parser.add_argument(
         "--max-detections",
         metavar="N",
         type=positive,
-        help=f"best-scored objects an image that count ({COUNTED}); more for dense images",
+        help=f"best-scored objects of an image and class that count ({COUNTED}); more for dense images",
     )
     parser.add_argument("--score", metavar="S", type=fraction, help="leave out objects scored lower (as the model says)")
     add_inference_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, fractions from 0 to 1")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write that JSON object to this file, too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, fractions from 0 to 1, instead of the table")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help=f'folder for report.json and report.html ("{OUT}"; none with --json); a file name in .json gets that object alone',
+    )
+    parser.add_argument(
+        "--pictures", metavar="N", type=_count, help=f"worst images that the report shows ({PICTURES}); 0 for none"
+    )
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    from thingstuff.data.folders import open_dataset
-    from thingstuff.evaluation.average_precision import AveragePrecision, format_table
-    from thingstuff.formats.coco import write_json
+    from thingstuff.cli.report_files import make_folder, write_report, write_text
 
-    limits = given(max_pixels=arguments.max_pixels)
-    data = open_dataset(arguments.data, arguments.split, required_images=arguments.model is not None, **limits)
-    precision = AveragePrecision(data, arguments.max_detections or COUNTED)
-    failed = 0
-    for record, answer in _predicted(arguments, data) if arguments.model else _read(arguments, data):
-        if isinstance(answer, ImageError):
-            print(f"thingstuff: {answer}", file=sys.stderr)
-            failed += 1
-        else:
-            precision.update(record.image_id, answer)
-    result = precision.compute()
-    if arguments.out:
-        write_json(arguments.out, result)
-    print(json.dumps(result, ensure_ascii=False) if arguments.json else format_table(result))
-    return 1 if failed else 0
+    out = arguments.out or (None if arguments.json else OUT)
+    as_file = out is not None and out.suffix.lower() == ".json" and not out.is_dir()
+    if out is not None and not as_file:
+        make_folder(out)
+    if arguments.compare:
+        from thingstuff.cli.compare import run_compare
 
+        return run_compare(arguments, out, as_file)
+    if arguments.data is None:
+        raise ConfigError("what the predictions are compared with is missing; name the data: --data DIR or --data FILE.json")
 
-def _predicted(arguments: argparse.Namespace, data: "InstanceDataset") -> "Iterator[tuple[Record, Segments | ImageError]]":
-    """Each image of the data with what the model finds in it."""
-    from tqdm import tqdm
-
-    from thingstuff.segmenter import load
-
-    segmenter = load(arguments.model, device=arguments.device)
-    classes = matched_classes(segmenter.categories, data.categories)
-    answers = _stream(segmenter, arguments, data)
-    for record, answer in tqdm(zip(data, answers, strict=True), total=len(data), desc="evaluate", unit="image", disable=None):
-        yield record, answer if isinstance(answer, ImageError) else in_categories(answer, data.categories, classes)
+    judged = _judge(arguments)
+    page = None
+    if out is not None and as_file:
+        write_text(out, json.dumps(judged.result, ensure_ascii=False) + "\n")
+    elif out is not None:
+        page = write_report(out, *judged.report())
+    if arguments.json:
+        print(json.dumps(judged.result, ensure_ascii=False))
+    else:
+        print(judged.table + (f"\n\nreport: {shown(page.absolute())}" if page else ""))
+    return 1 if judged.failed else 0
 
 
-def _stream(segmenter: "Segmenter", arguments: argparse.Namespace, data: "InstanceDataset") -> "Iterator[Segments | ImageError]":
-    found = segmenter.stream(
-        [record.path for record in data],
-        score_threshold=segmenter.thresholds().score if arguments.score is None else arguments.score,
-        max_detections=arguments.max_detections,
-        batch_size=arguments.batch_size,
-        **given(max_pixels=arguments.max_pixels),
-    )
-    return (answer for _, answer in found)
+def _judge(arguments: argparse.Namespace) -> Judged:
+    """By what the predictions are; a model is judged on objects where the data has them."""
+    if _is_panoptic(arguments):
+        from thingstuff.cli.judge_panoptic import judge_panoptic
+
+        return judge_panoptic(arguments)
+    from thingstuff.cli.judge_instances import judge_instances
+
+    return judge_instances(arguments)
 
 
-def matched_classes(own: "Categories", data: "Categories") -> list[int]:
-    """For each class of a model the class of the data, -1 where it has none: by name, or by place for a model without names.
-
-    Raises:
-        EvaluationError: they share no category.
-    """
-    if own.names == type(own).numbered(len(own)).names and len(own) == len(data):
-        return list(range(len(data)))
-    classes = {name: class_ for class_, name in enumerate(data.names)}
-    matched = [classes.get(name, -1) for name in own.names]
-    if max(matched, default=-1) < 0:
-        raise EvaluationError(f"the model finds {_some(own.names)}, the data has {_some(data.names)}; there is no name in both")
-    return matched
-
-
-def in_categories(segments: "Segments", categories: "Categories", classes: list[int]) -> "Segments":
-    """The segments in the data's categories; those it doesn't have are left out."""
-    import numpy as np
-
-    matched = np.array(classes, dtype=np.int64)[segments.classes]
-    kept = segments[matched >= 0]
-    return replace(kept, categories=categories, classes=matched[matched >= 0])
+def _is_panoptic(arguments: argparse.Namespace) -> bool:
+    data: Path = arguments.data
+    if not data.is_dir():
+        truth_is = _lists_segments(data)
+        if arguments.predictions is not None and arguments.predictions.is_file():
+            predictions_are = _lists_segments(arguments.predictions)
+            if truth_is != predictions_are:
+                kinds = ("objects", "panoptic maps")
+                raise ConfigError(
+                    f"{arguments.predictions} holds {kinds[predictions_are]}, {data} {kinds[truth_is]}; compare like with like"
+                )
+        return truth_is
+    if arguments.predictions is not None:
+        return arguments.predictions.is_file() and _lists_segments(arguments.predictions)
+    ending = "" if arguments.split is None else f"_{arguments.split}"
+    return not (data / f"instances{ending}.json").is_file() and (data / f"panoptic{ending}.json").is_file()
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# Predictions from a file ----------------------------------------------------------------------------------------------
-
-
-def _read(arguments: argparse.Namespace, data: "InstanceDataset") -> "Iterator[tuple[Record, Segments]]":
-    """Each image of the data that the file has predictions for."""
-    from thingstuff.formats.coco import read_results
-
-    for option in ("device", "batch_size"):
-        if getattr(arguments, option) not in (None, 1):
-            raise ConfigError(f"--{option.replace('_', '-')} goes with --model; predictions from a file are made already")
-    results = read_results(arguments.predictions)
-    lowest = -float("inf") if arguments.score is None else arguments.score
-    for record, image in matched_images(results, data, arguments.predictions):
-        rows = [row for row in image.rows if row["score"] >= lowest]
-        yield record, replace(image, rows=tuple(rows)).segments(record.size, data.categories)
-
-
-def matched_images(results: "list[ImageResults]", data: "InstanceDataset", source: Path) -> "list[tuple[Record, ImageResults]]":
-    """Results with the image they belong to: by file name where they give one and the data has it, else by image id.
-
-    Categories that the data doesn't have are left out, and so are other images, both with a note on stderr: predictions for a
-    whole folder can be judged on one split of it.
-
-    Raises:
-        EvaluationError: no image, or no category, is in both; or two results belong to one image.
-    """
-    by_name: dict[str, list[Record]] = defaultdict(list)
-    for record in data:
-        if record.path is not None:
-            by_name[record.path.name].append(record)
-    by_id = {record.image_id: record for record in data}
-    by_name_alone = all(image.file_name is not None for image in results) and any(_of_name(image, by_name) for image in results)
-
-    pairs: list[tuple[Record, ImageResults]] = []
-    taken: set[int] = set()
-    known = set(data.categories.ids)
-    rows = left_out = 0
-    for image in results:
-        record = _of_name(image, by_name) if by_name_alone else by_id.get(image.image_id)  # type: ignore[arg-type]
-        if record is None:
-            continue
-        if record.image_id in taken:
-            raise EvaluationError(f"{source}: has two sets of predictions for {image.file_name or image.image_id}")
-        taken.add(record.image_id)
-        kept = tuple(row for row in image.rows if row["category_id"] in known)
-        rows, left_out = rows + len(image.rows), left_out + len(image.rows) - len(kept)
-        pairs.append((record, replace(image, rows=kept)))
-
-    if results and not pairs:
-        first = results[0].file_name or results[0].image_id
-        raise EvaluationError(
-            f"{source}: none of its {len(results)} images is in {data.source}, for instance {first}; name their data"
-        )
-    if rows and left_out == rows:
-        raise EvaluationError(
-            f"{source}: none of its category ids is in {data.source}, which has {_some(map(str, data.categories.ids))}"
-        )
-    if len(pairs) < len(results):
-        print(
-            f"thingstuff: {len(results) - len(pairs)} predicted images are not in {data.source} and do not count", file=sys.stderr
-        )
-    if left_out:
-        print(f"thingstuff: {left_out} predictions of categories that {data.source} lacks do not count", file=sys.stderr)
-    return pairs
-
-
-def _of_name(image: "ImageResults", by_name: "dict[str, list[Record]]") -> "Record | None":
-    """The image whose path ends in the results' file name, when there is exactly one."""
-    if image.file_name is None:
-        return None
-    parts = Path(image.file_name).parts
-    matches = [record for record in by_name.get(parts[-1] if parts else "", []) if _ends_alike(record, parts)]
-    return matches[0] if len(matches) == 1 else None
-
-
-def _ends_alike(record: "Record", parts: tuple[Any, ...]) -> bool:
-    assert record.path is not None
-    own = record.path.parts
-    length = min(len(own), len(parts))
-    return own[-length:] == parts[-length:]
+def _lists_segments(path: Path) -> bool:
+    """Whether a file is COCO panoptic, by the one word that no other COCO file has."""
+    try:
+        return b'"segments_info"' in path.read_bytes()
+    except OSError:
+        return False  # the reader says what is wrong with it

@@ -92,7 +92,7 @@ def average_precisions(matches: Matches, weights: Float64[np.ndarray, "draws ima
 class PanopticCounts:
     """What panoptic quality adds up, of every image and class."""
 
-    image_ids: tuple[int, ...]
+    image_ids: tuple[int | str, ...]
     is_thing: tuple[bool, ...]  # of each class
     counts: Float64[np.ndarray, "images classes 4"]  # TP, FP, FN, sum of IoU
 
@@ -134,7 +134,9 @@ def panoptic_qualities(counted: PanopticCounts, weights: Float64[np.ndarray, "dr
     return Drawn({name: _mean_of_stated(values) for name, values in overall.items()}, pq)
 
 
-def weights_of(image_ids: Sequence[int], common: Sequence[int], draws: Float64[np.ndarray, "draws common"]) -> np.ndarray:
+def weights_of(
+    image_ids: Sequence[int | str], common: Sequence[int | str], draws: Float64[np.ndarray, "draws common"]
+) -> np.ndarray:
     """The draws of `common` images as draws of `image_ids`, which has them among others; the others are never drawn."""
     positions = {image_id: position for position, image_id in enumerate(image_ids)}
     columns: Int64[np.ndarray, " common"] = np.array([positions[image_id] for image_id in common], np.int64)

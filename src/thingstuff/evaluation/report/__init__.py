@@ -2,6 +2,6 @@
 
 from thingstuff.evaluation.report.differences import render_comparison
 from thingstuff.evaluation.report.page import render
-from thingstuff.evaluation.report.pictures import Mistake, Picture
+from thingstuff.evaluation.report.pictures import Picture
 
-__all__ = ["Mistake", "Picture", "render", "render_comparison"]
+__all__ = ["Picture", "render", "render_comparison"]

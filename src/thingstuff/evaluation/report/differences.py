@@ -50,8 +50,8 @@ def _headline(comparison: Mapping[str, Any]) -> str:
 
 def _summary(comparison: Mapping[str, Any]) -> Markup:
     note = (
-        f"On {counted(comparison['images'], 'image')} that both were judged on. A range that leaves out zero (coloured) would very "
-        "likely hold on other images of the same kind; a grey one may be luck."
+        f"On {counted(comparison['images'], 'image')} that both were judged on. A range that leaves out zero (coloured) would "
+        "very likely hold on other images of the same kind; a grey one may be luck."
     )
     return sections.section("summary", "Figures", note, _table(comparison["metrics"], "figure", tall=False))
 

@@ -90,10 +90,14 @@ def _images(report: dict[str, Any], pictures: Sequence[Picture]) -> Markup | Non
     words = "the only image" if total == 1 else f"all {total} images, the worst first" if len(pictures) >= total else (
         f"the {counted(len(pictures), 'image')} of {total} with the lowest quality, the worst first"
     )  # fmt: skip
+    quality = (
+        "that of PQ with all classes together: the summed IoU of its matches over matches plus half of what is missed or spurious"
+        if sections.is_panoptic(report)
+        else "its F1, the mean over IoU 0.50 to 0.95, of predictions with the score that suits all images best"
+    )
     note = (
-        f"Shown: {words}. The quality of an image is the IoU of its matches, summed, over matches plus half of what is missed or "
-        "spurious: PQ's formula, all classes together. A number marks the same mistake on both sides, a dashed outline the place "
-        "where the other side has something."
+        f"Shown: {words}. The quality of an image is {quality}. A number marks the same mistake on both sides, a dashed outline "
+        "the place where the other side has something."
     )
     scores = not sections.is_panoptic(report)
     cards = [draw(picture, scores=scores) for picture in pictures]

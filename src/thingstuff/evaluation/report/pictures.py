@@ -11,6 +11,7 @@ from math import ceil
 
 import numpy as np
 
+from thingstuff.evaluation.mistakes import Mistake
 from thingstuff.evaluation.report.figures import counted
 from thingstuff.evaluation.report.markup import Markup, name_tag, tag, together
 from thingstuff.structures.masks import Mask
@@ -19,16 +20,6 @@ from thingstuff.structures.segments import Segments
 FINEST = 1200  # pixels of the long side up to which outlines follow every pixel; those of larger images are coarser
 MARKED = 200  # mistakes of one image that are marked; the rest are counted
 LISTED = 60  # mistakes of one image that are listed in words below it
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """One mistake of one image."""
-
-    kind: str  # "missed", "background", ...
-    prediction: int | None  # position among the predicted segments
-    truth: int | None  # position among the annotated segments
-    iou: float = 0.0  # of the pair, or the best that either reaches
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ KINDS = {
     "split": "one object, found in pieces",
     "merged": "several objects, found as one",
     "coarse mask": "the right object, but the mask overlaps it too little to match",
+    "inexact masks": "matched, but not to the pixel: what lowers SQ",
 }
 MOST_CONFUSED = 16  # classes of the confusion matrix that are shown
 SMALL_CHARTS = 24  # classes that get a chart of their own
@@ -197,9 +198,10 @@ def mistakes(report: Report) -> Markup | None:
     errors = report.get("errors")
     if not errors:
         return None
-    kinds = sorted(errors["kinds"].items(), key=lambda item: -(item[1].get("cost") or 0))
+    every = {**errors["kinds"], **{kind: errors[kind] for kind in ("inexact masks",) if errors.get(kind)}}
+    kinds = sorted(every.items(), key=lambda item: -(item[1].get("cost") or 0))
     largest_cost = max([row.get("cost") or 0 for _, row in kinds] + [1e-9])
-    largest_count = max([row["count"] for _, row in kinds] + [1])
+    largest_count = max([row["count"] for row in errors["kinds"].values()] + [1])
     rows = []
     for kind, row in kinds:
         cost = row.get("cost")
@@ -222,6 +224,8 @@ def mistakes(report: Report) -> Markup | None:
         f"Every missed object and every spurious prediction is of exactly one kind. The cost is how many points {metric} "
         f"(now {percent(errors.get('value'))}) would rise if that kind alone were put right; several costs do not add up."
     )
+    if errors.get("score") is not None:
+        note += f" Counts are of predictions with a score of at least {errors['score']:.3g}; costs, as AP, of all predictions."
     return section(
         "mistakes",
         "What goes wrong",

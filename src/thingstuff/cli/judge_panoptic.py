@@ -1,0 +1,245 @@
+"""`thingstuff evaluate` for panoptic maps: panoptic quality, boundary PQ, mIoU, and a report of them."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from thingstuff.cli.arguments import given
+from thingstuff.cli.judged import Judged, about, photo_path, pictures_wanted, worst
+from thingstuff.cli.report_files import legible, photo
+from thingstuff.errors import ConfigError, EvaluationError, ImageError
+
+if TYPE_CHECKING:
+    from thingstuff.data.panoptic import ImageId, PanopticDataset, PanopticRecord
+    from thingstuff.evaluation.mistakes import ImageMistakes
+    from thingstuff.evaluation.panoptic_matching import ImageQuality
+    from thingstuff.evaluation.report import Picture
+    from thingstuff.structures.panoptic import PanopticMap
+
+BOUNDARY = 0.02  # width of boundaries as a share of the image's diagonal (Cheng et al., 2021, section 4)
+GROUPS = ("All", "Things", "Stuff")
+
+
+def judge_panoptic(arguments: argparse.Namespace) -> Judged:
+    """Compare a model's or a file's panoptic maps with those of a data set."""
+    from thingstuff.data.panoptic import open_panoptic
+    from thingstuff.evaluation.panoptic_mistakes import PanopticMistakes
+    from thingstuff.evaluation.panoptic_quality import PanopticQuality
+    from thingstuff.evaluation.semantic import SemanticQuality
+
+    limits = given(max_pixels=arguments.max_pixels)
+    data = open_panoptic(arguments.data, arguments.split, image_dir=arguments.images, **limits)
+    if arguments.max_detections is not None or (arguments.score is not None and not arguments.model):
+        raise ConfigError("--score and --max-detections go with objects that have scores; a panoptic map has each pixel once")
+    quality, boundary = PanopticQuality(data.categories), PanopticQuality(data.categories, boundary=BOUNDARY)
+    semantic, mistakes = SemanticQuality(data.categories), PanopticMistakes(quality)
+    of_images: dict[ImageId, ImageMistakes] = {}
+    rows: dict[ImageId, ImageQuality] = {}
+    failed = 0
+    load: Callable[[PanopticRecord], PanopticMap]
+    maps, load = _of_model(arguments, data) if arguments.model else _of_file(arguments, data)
+    for record, prediction in maps:
+        if isinstance(prediction, ImageError):
+            print(f"thingstuff: {prediction}", file=sys.stderr)
+            failed += 1
+            prediction = _nothing(record, data)
+        truth = record.panoptic_map()
+        rows[record.image_id] = row = quality.update(prediction, truth, record.image_id)
+        of_images[record.image_id] = mistakes.update(prediction, truth, record.image_id, row)
+        boundary.update(prediction, truth, record.image_id)
+        semantic.update(_class_map(prediction, data), _class_map(truth, data), record.image_id)
+    result = _result(quality.compute(), boundary.compute(), semantic.compute())
+
+    def report() -> "tuple[dict[str, Any], list[Picture]]":
+        values = {**about(arguments, len(data), failed), **result, "errors": mistakes.compute()}
+        return _report(arguments, data, values, rows, of_images, load)
+
+    return Judged(result, format_table(result), report, failed)
+
+
+def _result(quality: dict[str, Any], boundary: dict[str, Any], semantic: dict[str, Any]) -> dict[str, Any]:
+    """What `--json` prints: groups apart from classes, and what each metric says of a class in one row."""
+    return {
+        "pq": {group: quality[group] for group in GROUPS},
+        "boundary_pq": {group: boundary[group] for group in GROUPS},
+        "semantic": {key: value for key, value in semantic.items() if key != "per_class"},
+        "per_class": {
+            name: {**row, "boundary_pq": boundary["per_class"][name]["pq"], "iou": semantic["per_class"][name]["iou"]}
+            for name, row in quality["per_class"].items()
+        },
+    }
+
+
+def _nothing(record: "PanopticRecord", data: "PanopticDataset") -> "PanopticMap":
+    import numpy as np
+
+    from thingstuff.structures.panoptic import PanopticMap
+
+    none = np.zeros(0, np.int64)
+    size = record.size or record.panoptic_map().size
+    return PanopticMap(np.zeros(size, np.int32), none, none, none.astype(np.bool_), data.categories)
+
+
+def _class_map(segments: "PanopticMap", data: "PanopticDataset") -> Any:
+    """The class of each pixel in the data's categories, -1 for void and for ids that are not listed."""
+    import numpy as np
+
+    own = {category_id: class_ for class_, category_id in enumerate(data.categories.ids)}
+    classes = [own[segments.categories.ids[class_]] for class_ in segments.classes.tolist()]
+    return np.array([-1, *classes, -1], np.int64)[segments.index_map()]
+
+
+# Predictions ----------------------------------------------------------------------------------------------------------
+
+
+def _of_file(
+    arguments: argparse.Namespace, data: "PanopticDataset"
+) -> "tuple[Iterator[tuple[PanopticRecord, PanopticMap | ImageError]], Callable[[PanopticRecord], PanopticMap]]":
+    from thingstuff.data.panoptic import pairs, read_panoptic_predictions
+
+    for option in ("device", "batch_size"):
+        if getattr(arguments, option) not in (None, 1):
+            raise ConfigError(f"--{option.replace('_', '-')} goes with --model; predictions from a file are made already")
+    predictions = read_panoptic_predictions(arguments.predictions, data.categories, **given(max_pixels=arguments.max_pixels))
+    loaders = {image_id: prediction for image_id, prediction, _ in pairs(predictions, data)}
+    if len(loaders) < len(predictions):
+        others = len(predictions) - len(loaders)
+        print(f"thingstuff: {others} predicted images are not in {data.source} and do not count", file=sys.stderr)
+
+    def load(record: "PanopticRecord") -> "PanopticMap":
+        return loaders[record.image_id]()
+
+    return ((record, load(record)) for record in _with_bar(data)), load
+
+
+def _of_model(
+    arguments: argparse.Namespace, data: "PanopticDataset"
+) -> "tuple[Iterator[tuple[PanopticRecord, PanopticMap | ImageError]], Callable[[PanopticRecord], PanopticMap]]":
+    from thingstuff.cli.predictions import in_categories, matched_classes
+    from thingstuff.segmenter import load
+    from thingstuff.structures.panoptic import PanopticMap
+
+    paths = [photo_path(arguments, record.path) for record in data]
+    if missing := [record.image_id for record, path in zip(data, paths, strict=True) if path is None]:
+        raise ConfigError(f"{data.source}: the photo of image {missing[0]} isn't there; name the folder of photos: --images DIR")
+    segmenter = load(arguments.model, device=arguments.device)
+    classes = matched_classes(segmenter.categories, data.categories)
+    options = {
+        "score_threshold": segmenter.thresholds().score if arguments.score is None else arguments.score,
+        "batch_size": arguments.batch_size,
+        **given(max_pixels=arguments.max_pixels),
+    }
+    maps: dict[Any, PanopticMap] = {}
+
+    def predicted() -> "Iterator[tuple[PanopticRecord, PanopticMap | ImageError]]":
+        for record, (_, answer) in zip(_with_bar(data), segmenter.stream(paths, **options), strict=True):
+            if isinstance(answer, ImageError):
+                yield record, answer
+                continue
+            if answer.overlapping:
+                raise EvaluationError(
+                    f"{arguments.model} finds objects, not panoptic maps; name data with instances.json to judge it"
+                )
+            maps[record.image_id] = PanopticMap.from_segments(in_categories(answer, data.categories, classes))
+            yield record, maps[record.image_id]
+
+    return predicted(), lambda record: maps.get(record.image_id) or _nothing(record, data)
+
+
+def _with_bar(data: "PanopticDataset") -> "Iterator[PanopticRecord]":
+    from tqdm import tqdm
+
+    return iter(tqdm(data, total=len(data), desc="evaluate", unit="image", disable=None))
+
+
+# The report -----------------------------------------------------------------------------------------------------------
+
+
+def _report(
+    arguments: argparse.Namespace,
+    data: "PanopticDataset",
+    values: dict[str, Any],
+    rows: "dict[ImageId, ImageQuality]",
+    of_images: "dict[ImageId, ImageMistakes]",
+    load: "Callable[[PanopticRecord], PanopticMap]",
+) -> "tuple[dict[str, Any], list[Picture]]":
+    import numpy as np
+
+    from thingstuff.evaluation.bootstrap import PanopticCounts
+    from thingstuff.evaluation.comparison import intervals
+    from thingstuff.evaluation.report import Picture
+
+    counts = np.zeros((len(rows), len(data.categories), 4))
+    for position, row in enumerate(rows.values()):
+        for class_, of_class in row.per_class.items():
+            counts[position, class_] = of_class
+    objects = (counts[:, :, 0] + counts[:, :, 2]).sum(axis=0)
+    sums = counts.sum(axis=1)  # image 4
+    whole = sums[:, 0] + sums[:, 1] / 2 + sums[:, 2] / 2
+    quality = {
+        image_id: float(sums[position, 3] / whole[position]) if whole[position] else None
+        for position, image_id in enumerate(rows)
+    }
+    names = list(values["per_class"])
+    records = data.by_image_id
+    report = {
+        **values,
+        "objects": int(objects.sum()),
+        "classes": {
+            name: {"objects": int(number), "is_thing": category.is_thing}
+            for name, number, category in zip(names, objects, data.categories, strict=True)
+        },
+        "per_image": {
+            "image_ids": list(rows),
+            "names": [_name(records[image_id]) for image_id in rows],
+            "quality": list(quality.values()),
+            **{key: sums[:, column].astype(int).tolist() for column, key in enumerate(("tp", "fp", "fn"))},
+            "pq": PanopticCounts(tuple(rows), tuple(category.is_thing for category in data.categories), counts).to_json(),
+        },
+    }
+    report["intervals"] = intervals(report)
+
+    wrong = {image_id: int(sums[position, 1] + sums[position, 2]) for position, image_id in enumerate(rows)}
+    pictures = []
+    for image_id in worst(quality, wrong, pictures_wanted(arguments)):
+        record = records[image_id]
+        truth = record.panoptic_map()
+        pictures.append(
+            Picture(
+                _name(record),
+                photo(photo_path(arguments, record.path), truth.size, **given(max_pixels=arguments.max_pixels)),
+                truth.to_segments(),
+                load(record).to_segments(),
+                of_images[image_id].rows,
+                frozenset(np.flatnonzero(truth.crowd).tolist()),
+                quality[image_id],
+            )
+        )
+    return report, pictures
+
+
+def _name(record: "PanopticRecord") -> str:
+    return legible(record.path.name if record.path else record.png.name)
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The figures as lines to print: percent, with a dash where there is nothing to find."""
+    lines = [f"{'':<10}{'PQ':>8}{'SQ':>8}{'RQ':>8}{'classes':>9}{'TP':>8}{'FP':>8}{'FN':>8}{'boundary PQ':>13}"]
+    for group in GROUPS:
+        row, boundary = result["pq"][group], result["boundary_pq"][group]["pq"]
+        figures = "".join(_percent(row[key]) for key in ("pq", "sq", "rq"))
+        lines.append(f"{group:<10}{figures}{row['n']:>9}{row['tp']:>8}{row['fp']:>8}{row['fn']:>8}{_percent(boundary):>13}")
+    semantic = result["semantic"]
+    words = {"mIoU": "mIoU", "fwIoU": "fwIoU", "pixel_accuracy": "pixel accuracy"}
+    lines += ["", ", ".join(f"{word} {_percent(semantic[key]).strip()}" for key, word in words.items())]
+    width = max([len("class"), *map(len, result["per_class"])]) + 2
+    lines += ["", f"{'class':<{width}}{'PQ':>8}{'SQ':>8}{'RQ':>8}{'TP':>8}{'FP':>8}{'FN':>8}"]
+    for name, row in result["per_class"].items():
+        figures = "".join(_percent(row[key]) for key in ("pq", "sq", "rq"))
+        lines.append(f"{name:<{width}}{figures}{row['tp']:>8}{row['fp']:>8}{row['fn']:>8}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{100 * value:8.2f}"
