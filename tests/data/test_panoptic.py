@@ -1,0 +1,288 @@
+"""Panoptic files: what is read, what is refused, and what the validator names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thingstuff.data.id_png import read_id_png
+from thingstuff.data.panoptic import open_panoptic, pairs, read_panoptic, read_panoptic_predictions
+from thingstuff.data.panoptic_check import check_panoptic
+from thingstuff.errors import AnnotationError
+
+IDS = [[7, 7, 0], [7, 300, 70000]]
+
+
+def paint(path: Path, ids: Any) -> None:
+    array = np.array(ids)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.stack((array % 256, array // 256 % 256, array // 65536), axis=-1).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    return {
+        "images": [{"id": 4, "file_name": "a.jpg", "height": 2, "width": 3}],
+        "categories": [{"id": 1, "name": "cat", "isthing": 1}, {"id": 5, "name": "sky", "isthing": 0}],
+        "annotations": [
+            {
+                "image_id": 4,
+                "file_name": "a.png",
+                "segments_info": [
+                    {"id": 7, "category_id": 1, "iscrowd": 0, "area": 3, "bbox": [0, 0, 2, 2]},
+                    {"id": 70000, "category_id": 5, "iscrowd": 0, "area": 1, "bbox": [2, 1, 1, 1]},
+                    {"id": 300, "category_id": 1, "iscrowd": 1, "area": 1, "bbox": [1, 1, 1, 1]},
+                ],
+            }
+        ],
+    }
+
+
+def write(folder: Path, content: Any, ids: Any = IDS, name: str = "panoptic") -> Path:
+    paint(folder / name / "a.png", ids)
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder / f"{name}.json"
+
+
+def test_segments_are_read_in_the_order_of_the_file(tmp_path, content):
+    data = read_panoptic(write(tmp_path, content))
+    (record,) = data
+    assert (record.image_id, record.size, record.path) == (4, (2, 3), None)
+    panoptic = record.panoptic_map()
+    assert panoptic.ids.tolist() == IDS
+    assert panoptic.segment_ids.tolist() == [7, 70000, 300]
+    assert panoptic.classes.tolist() == [0, 1, 0]
+    assert panoptic.crowd.tolist() == [False, False, True]
+    assert panoptic.areas is not None
+    assert panoptic.areas.tolist() == [3, 1, 1]
+
+
+def test_a_sound_file_has_nothing_to_report(tmp_path, content):
+    assert check_panoptic(write(tmp_path, content)) == []
+
+
+def test_photos_are_found_where_they_lie(tmp_path, content):
+    path = write(tmp_path, content)
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.jpg")
+    assert read_panoptic(path, image_dir=tmp_path)[0].path == tmp_path / "a.jpg"
+    assert read_panoptic(path)[0].path is None
+
+
+def test_predictions_need_annotations_alone(tmp_path, content):
+    path = write(tmp_path, content)
+    categories = read_panoptic(path).categories
+    rows = [{"id": row["id"], "category_id": row["category_id"]} for row in content["annotations"][0]["segments_info"]]
+    found = write(tmp_path, {"annotations": [{"image_id": 4, "file_name": "a.png", "segments_info": rows}]}, name="found")
+    data = read_panoptic_predictions(found, categories)
+    assert data[0].size is None
+    assert data[0].areas.tolist() == [-1, -1, -1]
+    assert [image_id for image_id, _, _ in pairs(data, read_panoptic(path))] == [4]
+
+
+def test_an_image_without_a_prediction_is_named(tmp_path, content):
+    truth = read_panoptic(write(tmp_path, content))
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found.json").write_text('{"annotations": []}')
+    with pytest.raises(AnnotationError, match=r"found\.json: has no prediction for image 4"):
+        pairs(read_panoptic_predictions(tmp_path / "found.json", truth.categories), truth)
+
+
+def test_a_folder_has_splits_that_share_their_pngs(tmp_path, content):
+    write(tmp_path, content)
+    (tmp_path / "panoptic_val.json").write_text(json.dumps(content))
+    assert open_panoptic(tmp_path).source.name == "panoptic.json"
+    assert open_panoptic(tmp_path, "val")[0].png == tmp_path / "panoptic" / "a.png"
+    with pytest.raises(AnnotationError, match=r"has no panoptic_test\.json; its splits are val"):
+        open_panoptic(tmp_path, "test")
+    with pytest.raises(AnnotationError, match="is one file and has no split 'val'"):
+        open_panoptic(tmp_path / "panoptic.json", "val")
+    with pytest.raises(AnnotationError, match="does not exist"):
+        open_panoptic(tmp_path / "nowhere")
+
+
+def test_a_missing_folder_of_pngs_is_named(tmp_path, content):
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match=r"the folder .*truth does not exist"):
+        read_panoptic(tmp_path / "truth.json")
+
+
+def test_the_real_set_has_nothing_to_report(shared_data):
+    data = open_panoptic(shared_data / "panoptic-sample", "val", image_dir=shared_data / "coco-mini" / "images")
+    assert len(data) == 67
+    assert all(record.path is not None for record in data)
+    assert check_panoptic(shared_data / "panoptic-sample" / "panoptic_val.json") == []
+
+
+# What the validator names ----------------------------------------------------------------------------------------------
+
+
+def changed(content: dict[str, Any], segment: int, **values: Any) -> dict[str, Any]:
+    content["annotations"][0]["segments_info"][segment].update(values)
+    return content
+
+
+def test_an_id_painted_but_not_listed_is_named(tmp_path, content):
+    path = write(tmp_path, content, [[7, 7, 9], [7, 300, 70000]])
+    assert check_panoptic(path) == ["image 4: segment 9 is painted in a.png but not in segments_info; add it or paint it void"]
+
+
+def test_an_id_listed_but_not_painted_is_named(tmp_path, content):
+    path = write(tmp_path, content, [[7, 7, 0], [7, 300, 0]])
+    assert check_panoptic(path) == ["image 4: segment 70000 is in segments_info but not painted in a.png; paint or remove it"]
+
+
+def test_a_wrong_area_is_named(tmp_path, content):
+    assert check_panoptic(write(tmp_path, changed(content, 0, area=5))) == [
+        "image 4: segment 7 states an area of 5 pixels, 3 are painted"
+    ]
+
+
+def test_a_wrong_box_is_named(tmp_path, content):
+    assert check_panoptic(write(tmp_path, changed(content, 0, bbox=[0, 0, 2.5, 2]))) == [
+        "image 4: segment 7 states the bbox [0, 0, 2.5, 2], what is painted has [0, 0, 2, 2]"
+    ]
+
+
+def test_an_unknown_category_is_named_once(tmp_path, content):
+    (problem,) = check_panoptic(write(tmp_path, changed(content, 1, category_id=99)))
+    assert problem.startswith("image 4: segment 70000: category id 99 is not among these 2 categories")
+
+
+def test_a_png_of_another_size_is_named(tmp_path, content):
+    (problem,) = check_panoptic(write(tmp_path, content, [[7, 7], [7, 300]]))
+    assert problem.startswith("image 4: ")
+    assert "a.png has 2 x 2 pixels (width x height), the image 3 x 2 pixels" in problem
+
+
+def test_a_missing_png_is_named(tmp_path, content):
+    path = write(tmp_path, content)
+    (tmp_path / "panoptic" / "a.png").unlink()
+    (problem,) = check_panoptic(path)
+    assert problem.startswith("image 4: ")
+    assert "does not exist" in problem
+
+
+def test_a_png_that_no_annotation_names_is_named(tmp_path, content):
+    path = write(tmp_path, content)
+    paint(tmp_path / "panoptic" / "b.png", IDS)
+    assert check_panoptic(path) == [f"{tmp_path / 'panoptic' / 'b.png'}: no annotation names it"]
+
+
+def test_an_image_without_annotation_is_named(tmp_path, content):
+    content["images"].append({"id": 5, "file_name": "b.jpg", "height": 2, "width": 3})
+    assert check_panoptic(write(tmp_path, content)) == [
+        "image 5: has no annotation; add one, with no segments if nothing is there"
+    ]
+
+
+def test_every_problem_is_named_in_one_go(tmp_path, content):
+    changed(content, 0, area=5)
+    changed(content, 1, category_id=99)
+    content["annotations"].append({"image_id": 8, "file_name": "b.png", "segments_info": []})
+    assert len(check_panoptic(write(tmp_path, content))) == 3
+
+
+# What is refused -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"id": 0}, "its id must be from 1 to 16777215; 0 is void"),
+        ({"id": 2**24}, "its id must be from 1 to 16777215"),
+        ({"id": 300}, "segment 300: is listed twice"),
+        ({"id": "seven"}, "'id' is 'seven', must be a whole number"),
+        ({"category_id": None}, "'category_id' is None"),
+        ({"category_id": 2}, "category id 2 is not among"),
+        ({"iscrowd": 2}, "'iscrowd' is 2, must be 0 or 1"),
+        ({"area": -1}, "'area' is -1"),
+        ({"area": 1.5}, "'area' is 1.5"),
+        ({"bbox": [0, 0, 1]}, "'bbox' is [0, 0, 1]"),
+        ({"bbox": [0, 0, 1, float("nan")]}, "'bbox' is"),
+    ],
+)
+def test_a_broken_segment_is_refused(tmp_path, content, change, said):
+    with pytest.raises(AnnotationError) as error:
+        read_panoptic(write(tmp_path, changed(content, 0, **change)))
+    assert "image 4" in str(error.value)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("images", None, "'images' is missing"),
+        ("images", [3], "images[0]: is 3, not an object"),
+        (
+            "images",
+            [{"id": 4, "height": 10**6, "width": 10**6, "file_name": "a.jpg"}],
+            "it must have from 1 to 200,000,000 pixels",
+        ),
+        ("images", [{"id": 4, "height": 2, "width": 3, "file_name": "../a.jpg"}], "leads out of the image folder"),
+        ("images", 2 * [{"id": 4, "height": 2, "width": 3, "file_name": "a.jpg"}], "id 4 is taken"),
+        ("categories", [], "'categories' is missing or empty"),
+        ("annotations", {}, "'annotations' is missing or isn't a list"),
+        ("annotations", [7], "annotations[0]: is 7, not an object"),
+        ("annotations", [{"image_id": True}], "'image_id' is True"),
+        ("annotations", [{"image_id": 9, "file_name": "a.png", "segments_info": []}], "image_id 9 is no image of this file"),
+        ("annotations", [{"image_id": 4, "file_name": "../../a.png", "segments_info": []}], "leads out of"),
+        ("annotations", [{"image_id": 4, "file_name": "/etc/passwd", "segments_info": []}], "leads out of"),
+        ("annotations", [{"image_id": 4, "file_name": "a.png", "segments_info": {}}], "'segments_info' is {}"),
+        ("annotations", 2 * [{"image_id": 4, "file_name": "a.png", "segments_info": []}], "image 4 has an earlier annotation"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path, content, key, value, said):
+    content[key] = value
+    with pytest.raises(AnnotationError) as error:
+        read_panoptic(write(tmp_path, content))
+    assert said in str(error.value)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path, content):
+    path = write(tmp_path, content)
+    png = tmp_path / "panoptic" / "a.png"
+    png.rename(tmp_path / "secret.png")
+    png.symlink_to(tmp_path / "secret.png")
+    with pytest.raises(AnnotationError, match="is a link out of"):
+        read_panoptic(path)
+
+
+def test_a_png_is_read_with_its_alpha_left_aside(tmp_path):
+    colours = np.array([[[1, 2, 3, 0], [255, 255, 255, 9]]], np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    assert read_id_png(tmp_path / "a.png").tolist() == [[1 + 2 * 256 + 3 * 65536, 2**24 - 1]]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "1", "I;16"])
+def test_a_png_without_three_colours_is_refused(tmp_path, mode):
+    Image.new(mode, (3, 2)).save(tmp_path / "a.png")
+    with pytest.raises(AnnotationError, match="segment ids need RGB with 8 bits each"):
+        read_id_png(tmp_path / "a.png")
+
+
+def test_another_format_is_refused(tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png", format="JPEG")
+    with pytest.raises(AnnotationError, match="is no PNG"):
+        read_id_png(tmp_path / "a.png")
+
+
+def test_a_png_larger_than_the_limit_is_refused_by_its_header(tmp_path):
+    paint(tmp_path / "a.png", IDS)
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(AnnotationError, match="more than the limit of 200,000,000 pixels"):
+        read_id_png(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kept", [0, 20, 40, 60])
+def test_a_truncated_png_is_named(tmp_path, kept):
+    random = np.random.default_rng(0)
+    paint(tmp_path / "a.png", random.integers(0, 2**24, (20, 20)))
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:kept])
+    with pytest.raises(AnnotationError, match=r"a\.png: "):
+        read_id_png(tmp_path / "a.png")
