@@ -1,6 +1,6 @@
-"""Bootstrap intervals over images (Efron and Tibshirani, 1993, chapters 6 and 13): how far a figure would move with other images.
+"""Bootstrap intervals over images (Efron and Tibshirani, 1993): how far a figure would move with other images.
 
-images -> draws of as many, with replacement -> the figure of each draw -> the middle 95 %
+images -> draws of as many, with replacement -> the figure of each draw -> where 95 % of them lie
 
 Of two runs on the same images every draw is the same for both, and it is their difference that gets an interval: what is hard for
 both then cancels out. Draws follow from a seed, so that the same reports give the same digits.
@@ -8,6 +8,7 @@ both then cancels out. Draws follow from a seed, so that the same reports give t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,20 @@ def draw_images(images: int, samples: int = SAMPLES, seed: int = 0) -> Float64[n
     return generator.multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
 
 
-def interval(values: Draws, level: float = LEVEL) -> tuple[float, float] | None:
-    """The middle `level` of the draws; None where most have no value."""
+def interval(values: Draws, estimate: float, level: float = LEVEL) -> tuple[float, float] | None:
+    """The bias-corrected percentile interval (Efron and Tibshirani, 1993, section 14.3); None where most draws have no value.
+
+    Where draws lie evenly around the estimate it is their middle `level`. A mean over classes is higher in draws that lack the
+    rare and difficult ones; the correction moves the interval back by as much as the draws lie to one side.
+    """
     stated = values[~np.isnan(values)]
-    if 2 * len(stated) <= len(values):
+    if 2 * len(stated) <= len(values) or np.isnan(estimate):
         return None
-    low, high = np.quantile(stated, [(1 - level) / 2, (1 + level) / 2])
+    normal = NormalDist()
+    below = ((stated < estimate).sum() + (stated == estimate).sum() / 2) / len(stated)
+    shift = normal.inv_cdf(float(np.clip(below, 0.5 / len(stated), 1 - 0.5 / len(stated))))
+    ends = [normal.cdf(2 * shift + normal.inv_cdf(share)) for share in ((1 - level) / 2, (1 + level) / 2)]
+    low, high = np.quantile(stated, ends)
     return float(low), float(high)
 
 

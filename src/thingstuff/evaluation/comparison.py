@@ -35,6 +35,7 @@ NAMES = {
         ("pq", "Stuff", "PQ of stuff"),
     ),
 }
+ENOUGH_IMAGES = 5  # with a class; of fewer, draws know too little to give its figure an interval
 CHANGED = 20  # images whose quality changed most that are named, of each direction
 
 
@@ -48,8 +49,10 @@ def intervals(report: Mapping[str, Any], samples: int | None = None, seed: int =
     if samples is None:
         samples = _affordable(report)
     found: dict[str, Any] = {"samples": samples}
+    alone = _drawn(report, None, 0, seed)
     for kind, drawn in _drawn(report, None, samples, seed).items():
-        found[kind] = {name: list(reach) for name, values in drawn.overall.items() if (reach := interval(values)) is not None}
+        reaches = {name: interval(values, float(alone[kind].overall[name][0])) for name, values in drawn.overall.items()}
+        found[kind] = {name: list(reach) for name, reach in reaches.items() if reach is not None}
     return found
 
 
@@ -58,7 +61,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], samples: int | None = No
 
     `{"a", "b": {"name", "images"}, "images", "samples", "task", "metrics": [{"name", "a", "b", "difference", "low", "high",
     "better"}], "per_class": [the same], "errors": {kind: {"a", "b"}}, "changed": [{"name", "a", "b"}]}`: fractions; `better` is
-    the share of draws in which B is ahead. Differences are B less A.
+    the share of draws in which B is ahead. Differences are B less A; low, high and better are None where too few images have it.
 
     Raises:
         EvaluationError: a report is of another kind, other classes or no common image, or its rows can't be read.
@@ -86,8 +89,9 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], samples: int | None = No
         if all(kind in drawn for drawn in draws):
             metrics.append(_row(name, *(drawn[kind].overall[key] for drawn in (*draws, *points))))
     main = "pq" if task == "panoptic" else "mask"
+    seen = _images_of_classes(a, main, set(common))
     per_class = [
-        _row(name, *(drawn[main].per_class[:, class_] for drawn in (*draws, *points)))
+        _row(name, *(drawn[main].per_class[:, class_] for drawn in (*draws, *points)), few=int(seen[class_]) < ENOUGH_IMAGES)
         for class_, name in enumerate(a["per_class"])
     ]
     return {
@@ -130,17 +134,31 @@ def _affordable(report: Mapping[str, Any]) -> int:
     return affordable_samples(Matches.from_json(rows["mask"])) if rows.get("mask") else SAMPLES
 
 
-def _row(name: str, a: np.ndarray, b: np.ndarray, alone_a: np.ndarray, alone_b: np.ndarray) -> dict[str, Any]:
-    """A figure of every draw of A and of B, and its one value on the images as they are."""
+def _row(name: str, a: np.ndarray, b: np.ndarray, alone_a: np.ndarray, alone_b: np.ndarray, few: bool = False) -> dict[str, Any]:
+    """A figure of every draw of A and of B, and its one value on the images as they are; of few images it has no interval."""
     value_a, value_b = float(alone_a[0]), float(alone_b[0])
     stated = {"a": None if np.isnan(value_a) else value_a, "b": None if np.isnan(value_b) else value_b}
     row: dict[str, Any] = {"name": name, **stated, "difference": None, "low": None, "high": None, "better": None}
-    reach = interval(b - a)
-    if None in stated.values() or reach is None:
+    if None in stated.values():
+        return row
+    row["difference"] = value_b - value_a
+    reach = None if few else interval(b - a, value_b - value_a)
+    if reach is None:
         return row
     differences = (b - a)[~np.isnan(b - a)]
     better = float((differences > 0).mean() + (differences == 0).mean() / 2)
-    return {**row, "difference": value_b - value_a, "low": reach[0], "high": reach[1], "better": better}
+    return {**row, "low": reach[0], "high": reach[1], "better": better}
+
+
+def _images_of_classes(report: Mapping[str, Any], kind: str, common: set[Any]) -> np.ndarray:
+    """In how many of the common images each class has something to find."""
+    if kind == "pq":
+        counted = PanopticCounts.from_json(report["per_image"]["pq"])
+        present, ids = counted.counts[:, :, 0] + counted.counts[:, :, 2] > 0, counted.image_ids
+    else:
+        matches = Matches.from_json(report["per_image"][kind])
+        present, ids = matches.truths[0] > 0, matches.image_ids
+    return present[np.array([image_id in common for image_id in ids], np.bool_)].sum(axis=0)
 
 
 def _errors(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -175,9 +193,9 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
     for row in comparison["metrics"]:
         if row["difference"] is None:
             continue
-        star = " *" if row["low"] > 0 or row["high"] < 0 else ""
-        reach = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
+        sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+        reach = "-" if row["low"] is None else f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
         numbers = f"{100 * row['a']:8.2f}{100 * row['b']:8.2f}{100 * row['difference']:+9.2f}"
-        lines.append(f"{row['name']:<{width}}{numbers}   {reach}{star}")
+        lines.append(f"{row['name']:<{width}}{numbers}   {reach}{' *' if sure else ''}")
     lines += ["", f"{comparison['images']} images, {comparison['samples']} bootstrap samples; * the interval leaves out zero"]
     return "\n".join(lines)

@@ -41,6 +41,8 @@ def _headline(comparison: Mapping[str, Any]) -> str:
     main = next((row for row in comparison["metrics"] if row["difference"] is not None), None)
     if main is None:
         return "Two runs, and nothing to find"
+    if main["low"] is None:
+        return f"{points(main['difference'])} {main['name']}, of too few images to tell"
     if main["low"] > 0:
         return f"B is better: {points(main['difference'])} {main['name']}"
     if main["high"] < 0:
@@ -61,18 +63,22 @@ def _classes(comparison: Mapping[str, Any]) -> Markup | None:
     if len(rows) < 2:
         return None
     metric = "PQ" if comparison["task"] == "panoptic" else "Mask AP"
-    note = f"{metric}, from the largest gain of B to its largest loss. Of many classes some ranges leave out zero by chance."
+    note = (
+        f"{metric}, from the largest gain of B to its largest loss. Of many classes some ranges leave out zero by chance; "
+        "classes in fewer than five images have none."
+    )
     return sections.section("classes", "Class by class", note, _table(rows, "class", tall=len(rows) > 16))
 
 
 def _table(rows: list[Mapping[str, Any]], what: str, tall: bool) -> Markup:
-    stated = [row for row in rows if row["difference"] is not None]
+    stated = [row for row in rows if row["low"] is not None]
     reach = max([abs(row[end]) for row in stated for end in ("low", "high")], default=0.0)
     lines = []
     for row in rows:
         cells = [tag("th", name_tag(row["name"])), *(tag("td", percent(row[side]), class_="number") for side in ("a", "b"))]
-        if row["difference"] is None:
-            lines.append(tag("tr", *cells, tag("td", NOTHING, class_="number"), tag("td"), tag("td")))
+        if row["low"] is None:
+            difference = tag("td", points(row["difference"]), class_="number muted")
+            lines.append(tag("tr", *cells, difference, tag("td", NOTHING, class_="number muted"), tag("td")))
             continue
         sure = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "unsure"
         lines.append(
@@ -145,6 +151,6 @@ def _method(comparison: Mapping[str, Any]) -> Markup:
         words = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items())
         rows.append((letter.upper(), words))
     words = f"Paired bootstrap over images: {count(comparison['samples'])} times as many images are drawn with replacement"
-    rows.append(("ranges", f"{words}, the same for both runs, and the middle 95 % of the differences is given."))
+    rows.append(("ranges", f"{words}, the same for both runs; a range holds 95 % of the differences, corrected for bias."))
     items = [together(tag("dt", name), tag("dd", words)) for name, words in rows]
     return sections.section("method", "How this was measured", None, tag("dl", *items, class_="card method"))

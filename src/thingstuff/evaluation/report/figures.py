@@ -23,12 +23,12 @@ class Line:
     style: str = ""  # CSS class
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | int | None, digits: int = 1) -> str:
     """A fraction as percent without the sign, a dash where there is none."""
     return NOTHING if value is None else f"{100 * value:.{digits}f}"
 
 
-def points(value: float | None, digits: int = 1) -> str:
+def points(value: float | int | None, digits: int = 1) -> str:
     """A difference of fractions in percentage points, with its sign (a true minus)."""
     if value is None:
         return NOTHING
@@ -36,7 +36,7 @@ def points(value: float | None, digits: int = 1) -> str:
     return f"{'+' if rounded > 0 else MINUS if rounded < 0 else EVEN}{abs(rounded):.{digits}f}"
 
 
-def count(value: float) -> str:
+def count(value: int) -> str:
     """A count with thin spaces between thousands."""
     return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
@@ -93,15 +93,15 @@ def small_chart(lines: Sequence[Line], title: str) -> Markup:
     )
 
 
-def _places(line: Line, left: float, top: float, wide: float, high: float) -> str:
+def _places(line: Line, left: int, top: int, wide: int, high: int) -> str:
     return " ".join(f"{left + wide * x:.1f},{top + high * (1 - y):.1f}" for x, y in zip(line.x, line.y, strict=True))
 
 
-def bar(fraction: float | None, style: str = "", mark: float | None = None) -> Markup:
+def bar(fraction: float | int | None, style: str = "", mark: float | int | None = None) -> Markup:
     """A bar from 0 to 1 as wide as the room it is given, with a mark at another value where there is one."""
     if fraction is None:
         return tag("span", class_="bar none")
-    inner = tag("span", style=f"width:{100 * min(max(fraction, 0.0), 1.0):.2f}%")
+    inner = None if fraction <= 0 else tag("span", style=f"width:{100 * min(max(fraction, 0.0), 1.0):.2f}%")
     marked = None if mark is None else tag("i", style=f"left:{100 * min(max(mark, 0.0), 1.0):.2f}%")
     return tag("span", inner, marked, class_=f"bar {style}".strip())
 
@@ -110,17 +110,17 @@ def interval_chart(low: float, high: float, middle: float, reach: float) -> Mark
     """A difference with its interval around a line at zero; the axis runs from -reach to +reach."""
 
     def place(value: float) -> float:
-        return 100 + 96 * max(-1.0, min(1.0, value / reach)) if reach else 100.0
+        return 180 + 172 * max(-1.0, min(1.0, value / reach)) if reach else 180.0
 
     sure = "better" if low > 0 else "worse" if high < 0 else "unsure"
     return tag(
         "svg",
-        tag("line", x1=100, x2=100, y1=0, y2=20, class_="zero"),
+        tag("line", x1=180, x2=180, y1=0, y2=20, class_="zero"),
         tag("line", x1=place(low), x2=place(high), y1=10, y2=10, class_="reach"),
         tag("line", x1=place(low), x2=place(low), y1=6, y2=14, class_="reach"),
         tag("line", x1=place(high), x2=place(high), y1=6, y2=14, class_="reach"),
         tag("circle", cx=place(middle), cy=10, r=4.5, class_="middle"),
-        viewBox="0 0 200 20",
+        viewBox="0 0 360 20",
         class_=f"interval {sure}",
         role="img",
         aria_label=f"{points(middle)} points, from {points(low)} to {points(high)}",

@@ -147,7 +147,7 @@ def _outline(segments: Segments, position: int, step: int, style: str) -> Markup
     words = f"{category.name} {score:.2f}" if score < 1 else category.name
     fill = None
     if not segments.overlapping:  # a panoptic map is coloured in full, each class in its own colour
-        fill = f"fill:hsl({(int(segments.classes[position]) * 137.508) % 360:.0f} 70% 55%)"
+        fill = f"fill:hsl({(int(segments.classes[position]) * 137.508) % 360:.0f} 36% 58%)"
         style += " region"
     return tag("path", tag("title", words), d=outline(segments.rles[position], step), class_=style, style=fill)
 

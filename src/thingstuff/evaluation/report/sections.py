@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thingstuff.evaluation.report.figures import NOTHING, Line, bar, count, counted, line_chart, percent, points, small_chart
+from thingstuff.evaluation.report.figures import NOTHING, Line, bar, count, counted, line_chart, percent, small_chart
 from thingstuff.evaluation.report.markup import Child, Markup, name_tag, tag, together
 from thingstuff.evaluation.report.pictures import style_of
 
@@ -20,6 +20,7 @@ KINDS = {
     "inexact masks": "matched, but not to the pixel: what lowers SQ",
 }
 MOST_CONFUSED = 16  # classes of the confusion matrix that are shown
+ENOUGH = 10  # objects from which the figure of one class is worth a sentence
 SMALL_CHARTS = 24  # classes that get a chart of their own
 
 AP_TILES = (("AP", "mask AP"), ("AP50", "mask AP50"), ("AP75", "mask AP75"))
@@ -66,7 +67,7 @@ def tiles(report: Report) -> Markup:
     """The figures that people quote, with the interval of the first ones."""
     found: list[tuple[str, float | None, Sequence[float] | None]] = []
     if is_panoptic(report):
-        intervals = report.get("intervals", {}).get("pq", {})
+        intervals = (report.get("intervals") or {}).get("pq", {})
         overall = report["pq"]["All"]
         found += [(key.upper(), overall[key], intervals.get(key)) for key in ("pq", "sq", "rq")]
         found += [(f"PQ {group.lower()}", report["pq"][group]["pq"], intervals.get(group)) for group in PQ_ROWS[1:]]
@@ -75,11 +76,11 @@ def tiles(report: Report) -> Markup:
         if report.get("semantic"):
             found.append(("mIoU", report["semantic"]["mIoU"], None))
     else:
-        intervals = report.get("intervals", {}).get("mask", {})
+        intervals = (report.get("intervals") or {}).get("mask", {})
         found += [(words, report["mask"][key], intervals.get(key)) for key, words in AP_TILES]
         if report.get("boundary"):
             found.append(("boundary AP", report["boundary"]["AP"], None))
-        found.append(("box AP", report["box"]["AP"], report.get("intervals", {}).get("box", {}).get("AP")))
+        found.append(("box AP", report["box"]["AP"], (report.get("intervals") or {}).get("box", {}).get("AP")))
     cards = []
     for position, (words, value, interval) in enumerate(found):
         reach = tag("small", f"{percent(interval[0])} to {percent(interval[1])}") if interval else None
@@ -126,15 +127,17 @@ def in_short(report: Report) -> Markup | None:
                     f"{percent(row['cost'])} points higher{second}.",
                 )
             )
-    ranked = [(name, row) for name, row in _class_values(report) if row is not None]
+    facts = report.get("classes", {})
+    common = {name for name, about in facts.items() if (about.get("objects") or 0) >= ENOUGH}
+    ranked = [(name, row) for name, row in _class_values(report) if row is not None and name in common]
     if len(ranked) > 1:
         ranked.sort(key=lambda item: item[1])
         metric = _class_metric(report)
         said.append(
             together(
-                "Strongest class: ",
+                f"Among classes with {ENOUGH} objects or more, the strongest is ",
                 tag("b", name_tag(ranked[-1][0])),
-                f" ({metric} {percent(ranked[-1][1])}); weakest: ",
+                f" ({metric} {percent(ranked[-1][1])}), the weakest ",
                 tag("b", name_tag(ranked[0][0])),
                 f" ({percent(ranked[0][1])}).",
             )
@@ -215,7 +218,7 @@ def mistakes(report: Report) -> Markup | None:
                     class_="kind",
                 ),
                 tag("td", count(row["count"]), bar(row["count"] / largest_count), class_="measured"),
-                tag("td", points(cost), bar(max(cost or 0.0, 0.0) / largest_cost, "cost"), class_="measured"),
+                tag("td", percent(cost), bar(max(cost or 0.0, 0.0) / largest_cost, "cost"), class_="measured"),
             )
         )
     metric = errors["metric"]

@@ -1,0 +1,191 @@
+"""The reports of `thingstuff evaluate`: its files, its panoptic side, its comparison; files that do not fit are in test_cli."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thingstuff import cli
+from thingstuff.structures.masks import Mask
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def predictions(shapes: Path, kept: float = 1.0, shift: int = 0) -> list[dict]:
+    """The truth of the split val, some pixels to the right, without the last objects."""
+    content = json.loads((shapes / "instances_val.json").read_text())
+    rows = []
+    for annotation in content["annotations"][: round(kept * len(content["annotations"]))]:
+        segmentation = annotation["segmentation"]
+        mask = Mask.from_polygons(segmentation, (72, 96)) if isinstance(segmentation, list) else Mask.from_coco(segmentation)
+        top, left = mask.corner
+        moved = Mask.from_crop(mask.crop(), (top, left + shift), mask.size)
+        x1, y1, x2, y2 = moved.box
+        box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": moved.to_coco()}
+        rows.append({"image_id": annotation["image_id"], "category_id": annotation["category_id"], "score": 0.9, **box})
+    return rows
+
+
+@pytest.fixture
+def judged(shapes: Path, tmp_path: Path) -> Path:
+    """Two reports of the split val, the second better: folders a and b."""
+    for name, rows in (("a", predictions(shapes, kept=0.5, shift=3)), ("b", predictions(shapes, shift=1))):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        words = ("evaluate", "--predictions", tmp_path / f"{name}.json", "--data", shapes, "--split", "val")
+        assert run(*words, "--out", tmp_path / name) == 0
+    return tmp_path
+
+
+def test_the_report_is_a_folder_of_two_files(judged: Path):
+    assert {path.name for path in (judged / "a").iterdir()} == {"report.json", "report.html"}
+    report = json.loads((judged / "a" / "report.json").read_text())
+    assert (report["images"], report["objects"], report["split"]) == (2, 4, "val")
+    assert report["errors"]["kinds"]["missed"]["count"] == 2
+    assert report["confusion"]["counts"] == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
+    assert report["mask"]["AP50"] == pytest.approx(report["errors"]["value"])
+
+
+def test_without_out_the_report_lies_in_the_folder_evaluation(shapes: Path, tmp_path: Path, capsys):
+    (tmp_path / "p.json").write_text(json.dumps(predictions(shapes)))
+    words = ("evaluate", "--predictions", tmp_path / "p.json", "--data", shapes, "--split", "val")
+    assert run(*words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "report: evaluation/report.html"
+    assert (tmp_path / "evaluation" / "report.html").exists()
+
+
+def test_json_alone_writes_nothing(shapes: Path, tmp_path: Path):
+    (tmp_path / "p.json").write_text(json.dumps(predictions(shapes)))
+    before = set(tmp_path.iterdir())
+    assert run("evaluate", "--predictions", tmp_path / "p.json", "--data", shapes, "--split", "val", "--json") == 0
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_report_shows_as_many_pictures_as_asked_for(shapes: Path, tmp_path: Path):
+    (tmp_path / "p.json").write_text(json.dumps(predictions(shapes)))
+    words = ("evaluate", "--predictions", tmp_path / "p.json", "--data", shapes, "--split", "val", "--out", tmp_path / "out")
+    for pictures in (1, 0):
+        assert run(*words, "--pictures", pictures) == 0
+        assert (tmp_path / "out" / "report.html").read_text().count("<article") == pictures
+
+
+def test_compare_prints_differences_with_their_intervals(judged: Path, capsys):
+    capsys.readouterr()
+    assert run("evaluate", "--compare", judged / "a", judged / "b" / "report.json", "--out", judged / "both") == 0
+    told = capsys.readouterr().out
+    assert "95 % interval" in told
+    assert "mask AP" in told
+    assert {path.name for path in (judged / "both").iterdir()} == {"compare.json", "compare.html"}
+    comparison = json.loads((judged / "both" / "compare.json").read_text())
+    by_name = {row["name"]: row for row in comparison["metrics"]}
+    assert by_name["mask AP50"]["b"] == pytest.approx(1)
+    assert by_name["mask AP50"]["low"] >= 0
+    assert comparison["errors"]["missed"] == {"a": 2, "b": 0}
+
+
+def test_a_run_beside_itself_differs_in_nothing(judged: Path, capsys):
+    capsys.readouterr()
+    assert run("evaluate", "--compare", judged / "a", judged / "a", "--json") == 0
+    comparison = json.loads(capsys.readouterr().out)
+    assert {(row["difference"], row["low"], row["high"]) for row in comparison["metrics"]} == {(0.0, 0.0, 0.0)}
+    assert comparison["changed"] == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda report: report | {"format": 9}, "no report.json of thingstuff evaluate"),
+        (lambda report: report | {"per_class": {"sky": {}}}, "different classes"),
+        (lambda report: report | {"per_image": {**report["per_image"], "mask": {"image_ids": 3}}}, "can't be read"),
+        (lambda report: report | {"per_image": {**report["per_image"], "image_ids": [98, 99]}}, "no image in common"),
+        (lambda report: report | {"pq": {}}, "no figure in common"),
+    ],
+)
+def test_reports_that_do_not_fit_are_refused(judged: Path, capsys, spoil, message):
+    report = json.loads((judged / "b" / "report.json").read_text())
+    (judged / "b" / "report.json").write_text(json.dumps(spoil(report)))
+    capsys.readouterr()
+    assert run("evaluate", "--compare", judged / "a", judged / "b") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_that_do_not_go_with_compare_are_refused(judged: Path, capsys):
+    assert run("evaluate", "--compare", judged / "a", judged / "b", "--split", "val") == 2
+    assert "--split goes with --model or --predictions" in capsys.readouterr().err
+
+
+def test_data_must_be_named(tmp_path: Path, capsys):
+    assert run("evaluate", "--model", "nuclei") == 2
+    assert "name the data" in capsys.readouterr().err
+
+
+# Panoptic -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Path:
+    """A panoptic data set of two images, each a wall with a lamp, and predictions: exact in the first, no lamp in the second."""
+    categories = [{"id": 3, "name": "lamp", "isthing": 1}, {"id": 8, "name": "wall", "isthing": 0}]
+    images = [{"id": number, "file_name": f"{number}.png", "height": 20, "width": 30} for number in (1, 2)]
+    for folder in ("data/panoptic", "data/images", "found"):
+        (tmp_path / folder).mkdir(parents=True)
+    truth, found = [], []
+    for number in (1, 2):
+        ids = np.ones((20, 30, 3), np.uint8) * np.array([8, 0, 0], np.uint8)
+        Image.fromarray(ids * 20).save(tmp_path / "data" / "images" / f"{number}.png")
+        if number == 1:
+            lamp = ids.copy()
+            lamp[5:10, 5:15, 0] = 3
+            Image.fromarray(lamp).save(tmp_path / "found" / f"{number}.png")
+        else:
+            Image.fromarray(ids).save(tmp_path / "found" / f"{number}.png")
+        ids[5:10, 5:15, 0] = 3
+        Image.fromarray(ids).save(tmp_path / "data" / "panoptic" / f"{number}.png")
+        both = [{"id": 3, "category_id": 3, "iscrowd": 0}, {"id": 8, "category_id": 8, "iscrowd": 0}]
+        entry = {"image_id": number, "file_name": f"{number}.png"}
+        truth.append({**entry, "segments_info": [{**row, "area": 50 if row["id"] == 3 else 550} for row in both]})
+        found.append({**entry, "segments_info": both if number == 1 else both[1:]})
+    content = {"images": images, "annotations": truth, "categories": categories}
+    (tmp_path / "data" / "panoptic.json").write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text(json.dumps({"annotations": found}))
+    return tmp_path
+
+
+def test_panoptic_predictions_are_judged_by_panoptic_quality(rooms: Path, capsys):
+    words = ("evaluate", "--predictions", rooms / "found.json", "--data", rooms / "data")
+    assert run(*words, "--out", rooms / "out", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"pq", "boundary_pq", "semantic", "per_class"}
+    # lamp: 1 / (1 + 1/2); wall: (1 + 550/600) / 2
+    assert result["pq"]["Things"]["pq"] == pytest.approx(2 / 3)
+    assert result["pq"]["Stuff"]["pq"] == pytest.approx((1 + 550 / 600) / 2)
+    assert result["per_class"]["lamp"]["iou"] == pytest.approx(0.5)
+    report = json.loads((rooms / "out" / "report.json").read_text())
+    assert report["errors"]["kinds"]["missed"]["count"] == 1
+    assert (rooms / "out" / "report.html").read_text().count("<article") == 2
+    assert run("evaluate", "--compare", rooms / "out", rooms / "out") == 0
+    assert "PQ of things" in capsys.readouterr().out
+
+
+def test_a_panoptic_file_is_data_too_and_the_table_is_printed(rooms: Path, capsys):
+    assert run("evaluate", "--predictions", rooms / "found.json", "--data", rooms / "data" / "panoptic.json") == 0
+    told = capsys.readouterr().out
+    assert told.splitlines()[1].split()[:4] == ["All", "81.25", "97.92", "83.33"]
+    assert "mIoU" in told
+
+
+def test_objects_are_not_compared_with_panoptic_maps(rooms: Path, shapes: Path, capsys):
+    (rooms / "p.json").write_text(json.dumps(predictions(shapes)))
+    assert run("evaluate", "--predictions", rooms / "p.json", "--data", rooms / "data" / "panoptic.json") == 2
+    assert "compare like with like" in capsys.readouterr().err
+
+
+def test_a_model_of_objects_is_not_judged_on_panoptic_maps(rooms: Path, tiny_model: Path, capsys):
+    content = json.loads((rooms / "data" / "panoptic.json").read_text())
+    content["categories"][0]["name"] = "disk"
+    (rooms / "data" / "panoptic.json").write_text(json.dumps(content))
+    assert run("evaluate", "--model", tiny_model, "--data", rooms / "data", "--json") == 2
+    assert "finds objects, not panoptic maps" in capsys.readouterr().err

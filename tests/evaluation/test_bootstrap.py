@@ -1,0 +1,112 @@
+"""Bootstrap draws of average precision and panoptic quality, and their intervals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from thingstuff.errors import EvaluationError
+from thingstuff.evaluation import bootstrap
+from thingstuff.evaluation.bootstrap import (
+    PanopticCounts,
+    average_precisions,
+    draw_images,
+    interval,
+    panoptic_qualities,
+    weights_of,
+)
+from thingstuff.evaluation.matching import Matches, average_precision_of
+
+
+def made_up(images: int = 12, classes: int = 3, detections: int = 80) -> Matches:
+    """Matches as an evaluation leaves them: by class, then descending score; the last class has no object."""
+    rng = np.random.default_rng(3)
+    truths = np.zeros((4, images, classes), np.int64)
+    truths[:, :, :-1] = rng.integers(0, 4, (images, classes - 1))
+    of_class, scores = np.sort(rng.integers(0, classes, detections)), rng.random(detections).round(2)
+    order = np.lexsort((-scores, of_class))
+    matched = ((1 << rng.integers(0, 11, detections)) - 1).astype(np.uint16)
+    ignored = np.where(rng.random(detections) < 0.1, matched, 0).astype(np.uint16)
+    return Matches(
+        tuple(range(100, 100 + images)),
+        truths,
+        rng.integers(0, images, detections).astype(np.int32),
+        of_class[order].astype(np.int32),
+        np.zeros(detections, np.int32),
+        scores[order],
+        matched[None].repeat(4, axis=0),
+        ignored[None].repeat(4, axis=0),
+    )
+
+
+@pytest.mark.parametrize("cells", [bootstrap.CELLS, 100])  # all draws at once, and few at a time
+def test_many_draws_at_once_give_what_each_gives_alone(monkeypatch, cells):
+    monkeypatch.setattr(bootstrap, "CELLS", cells)
+    matches = made_up()
+    weights = draw_images(12, samples=9)
+    drawn = average_precisions(matches, weights)
+    for position, row in enumerate(weights.astype(int)):
+        alone = average_precision_of(matches, np.repeat(matches.image_ids, row))
+        for name, value in alone.items():  # sums in another order differ in the last digits
+            assert drawn.overall[name][position] == pytest.approx(value, abs=1e-12)
+
+
+def test_a_class_without_objects_has_no_value_in_any_draw():
+    drawn = average_precisions(made_up(), draw_images(12, samples=5))
+    assert np.isnan(drawn.per_class[:, -1]).all()
+    assert not np.isnan(drawn.per_class[:, 0]).any()
+
+
+def test_a_draw_has_as_many_images_and_the_same_seed_gives_the_same():
+    draws = draw_images(7, samples=20, seed=5)
+    assert (draws.sum(axis=1) == 7).all()
+    np.testing.assert_array_equal(draws, draw_images(7, samples=20, seed=5))
+    assert (draws != draw_images(7, samples=20, seed=6)).any()
+
+
+def test_the_interval_is_the_middle_95_percent_where_draws_lie_evenly():
+    assert interval(np.arange(1001.0), 500.0) == pytest.approx((25.0, 975.0))
+
+
+def test_the_interval_moves_to_the_side_where_the_estimate_lies():
+    low, high = interval(np.arange(1001.0), 200.0)
+    # 20 % of the draws are below: z0 = -0.84, so the ends are at the quantiles of 2 z0 - 1.96 and 2 z0 + 1.96: 0.01 % and 60.9 %
+    assert low == pytest.approx(0.1, abs=0.2)
+    assert high == pytest.approx(609, abs=1)
+
+
+def test_there_is_no_interval_where_most_draws_have_nothing_to_find():
+    assert interval(np.array([0.5, np.nan, np.nan]), 0.5) is None
+    assert interval(np.array([0.5, 0.5, np.nan]), 0.5) == (0.5, 0.5)
+    assert interval(np.zeros(0), 0.5) is None
+
+
+def test_panoptic_quality_of_a_draw_is_computed_from_sums():
+    counts = np.zeros((2, 2, 4))
+    counts[0, 0] = 1, 0, 0, 0.8  # image 1: one match of class 0
+    counts[1, 0] = 0, 1, 1, 0.0  # image 2: class 0 once spurious and once missed
+    counts[1, 1] = 1, 0, 0, 0.6
+    counted = PanopticCounts((1, 2), (True, False), counts)
+    drawn = panoptic_qualities(counted, np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]))
+    # both images: class 0 is 0.8 / (1 + 1/2 + 1/2) = 0.4, class 1 is 0.6; image 1 twice: 0.8; image 2 twice: 0 and 0.6
+    np.testing.assert_allclose(drawn.overall["pq"], [0.5, 0.8, 0.3])
+    np.testing.assert_allclose(drawn.overall["Things"], [0.4, 0.8, 0.0])
+    np.testing.assert_allclose(drawn.overall["Stuff"], [0.6, np.nan, 0.6])
+    np.testing.assert_allclose(drawn.overall["sq"], [0.7, 0.8, 0.3])
+
+
+def test_panoptic_counts_survive_json():
+    counts = np.zeros((2, 3, 4))
+    counts[1, 2] = 3, 1, 0, 2.1234567890123
+    read = PanopticCounts.from_json(json.loads(json.dumps(PanopticCounts((5, "six"), (True, True, False), counts).to_json())))
+    assert (read.image_ids, read.is_thing) == ((5, "six"), (True, True, False))
+    np.testing.assert_array_equal(read.counts, counts)
+
+
+def test_rows_that_are_no_counts_are_refused():
+    with pytest.raises(EvaluationError, match="write the report again"):
+        PanopticCounts.from_json({"image_ids": [1], "is_thing": [True], "rows": [[0, 5, 1, 1, 1, 1.0]]})
+
+
+def test_images_outside_both_runs_are_never_drawn():
+    np.testing.assert_array_equal(weights_of([4, 5, 6], [6, 4], np.array([[2.0, 0.0]])), [[0, 0, 2]])
