@@ -344,3 +344,16 @@ def test_real_masks_equal_those_of_pycocotools(shared_data: Path, tmp_path: Path
             annotation = theirs.anns[found.annotation_id]
             assert (found.mask.dense() == theirs.annToMask(annotation).astype(bool)).all()
             assert dataset.categories[found.class_].id == annotation["category_id"]
+
+
+def test_what_lvis_says_of_an_image_is_kept_and_is_none_in_other_files(tmp_path: Path):
+    data = content(square())
+    data["images"][0].update(neg_category_ids=[40], not_exhaustive_category_ids=["7"])
+    (tmp_path / "lvis.json").write_text(json.dumps(data))
+    first, second = read_coco(tmp_path / "lvis.json", required_images=False)
+    assert (first.neg_category_ids, first.not_exhaustive_category_ids) == ((40,), (7,))
+    assert (second.neg_category_ids, second.not_exhaustive_category_ids) == (None, None)
+    data["images"][0].update(neg_category_ids=[None])
+    (tmp_path / "lvis.json").write_text(json.dumps(data))
+    with pytest.raises(AnnotationError, match=r"'neg_category_ids' is \[None\], must be a list of category ids"):
+        read_coco(tmp_path / "lvis.json", required_images=False)

@@ -20,6 +20,7 @@ from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 from thingstuff.structures.masks import Mask
 
 PROBLEMS_SHOWN = 20  # of one file, in one message; the rest are counted
+FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # what LVIS's files say of an image
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
@@ -247,7 +248,8 @@ def _read_images(content: dict[str, Any], folder: _ImageFolder, problems: _Probl
             if folder.required:
                 assert path is not None
                 folder.check_size(path, size, where)
-            records[image_id] = Record(image_id, path, size)
+            absent, not_exhaustive = (_category_ids(image, key, where) for key in FEDERATED)
+            records[image_id] = Record(image_id, path, size, (), absent, not_exhaustive)
         except _Problem as problem:
             problems.add(str(problem))
     return records
@@ -374,6 +376,15 @@ def _integer(entry: dict[str, Any], key: str, where: str) -> int:
         stated = f"is {_shown(entry[key])}, must be a whole number" if key in entry else "is missing"
         raise _Problem(f"{where}: {key!r} {stated}")
     return value
+
+
+def _category_ids(image: dict[str, Any], key: str, where: str) -> tuple[int, ...] | None:
+    ids = image.get(key)
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or None in (whole := [_as_integer(id_) for id_ in ids]):
+        raise _Problem(f"{where}: {key!r} is {_shown(ids)}, must be a list of category ids")
+    return tuple(id_ for id_ in whole if id_ is not None)
 
 
 def _pixels(size: tuple[int, int]) -> str:

@@ -33,6 +33,10 @@ class Record:
     path: Path | None  # None only where images were not asked for
     size: tuple[int, int]  # (height, width) in pixels, EXIF orientation applied
     objects: tuple[Object, ...] = ()
+    # what LVIS's files say (Gupta et al., 2019, arXiv:1908.03195, section 2.3): category ids looked for and found absent, and
+    # those whose objects are not all annotated; None in other files
+    neg_category_ids: tuple[int, ...] | None = None
+    not_exhaustive_category_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
