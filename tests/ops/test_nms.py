@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from thingstuff.ops.nms import batched_nms, nms
+from thingstuff.ops.boxes import pairwise_iou
+from thingstuff.ops.nms import batched_nms, fast_nms, nms
 
 
 def random_boxes(count: int, seed: int, crowded: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,3 +115,57 @@ def test_a_long_chain_of_overlaps():
     boxes = torch.stack((start, torch.zeros(3000), start + 10, torch.ones(3000)), dim=1)
     scores = torch.linspace(1, 0, 3000)
     assert nms(boxes, scores, 0.3).tolist() == list(range(0, 3000, 2))
+
+
+# Fast NMS
+
+CHAIN = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])  # IoU of neighbours 6 / 14 = 0.43, of the ends 2 / 18
+
+
+def test_fast_nms_lets_a_suppressed_box_suppress():
+    scores = torch.tensor([[0.9], [0.8], [0.7]])
+    kept, classes, found = fast_nms(CHAIN, scores, 0.4, 200)
+    assert kept.tolist() == [0]  # the third goes because of the second, though that is gone itself
+    assert nms(CHAIN, scores[:, 0], 0.4).tolist() == [0, 2]
+    assert (classes.tolist(), found.tolist()) == ([0], [pytest.approx(0.9)])
+
+
+def test_fast_nms_is_within_classes_or_across_them():
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.0, 0.7]])
+    kept, classes, _ = fast_nms(CHAIN[:2], scores[:2], 0.4, 200)
+    assert list(zip(kept.tolist(), classes.tolist(), strict=True)) == [(0, 0), (1, 1)]
+    kept, classes, _ = fast_nms(CHAIN, scores, 0.4, 200, cross_class=True)
+    assert list(zip(kept.tolist(), classes.tolist(), strict=True)) == [(0, 0)]
+
+
+def test_fast_nms_compares_the_best_candidates_alone():
+    boxes = torch.tensor([[0.0, 0, 1, 1], [5, 5, 6, 6], [9, 9, 10, 10]])
+    kept, _, found = fast_nms(boxes, torch.tensor([[0.3], [0.9], [0.6]]), 0.5, 2)
+    assert kept.tolist() == [1, 2]
+    assert found.tolist() == pytest.approx([0.9, 0.6])
+
+
+@pytest.mark.parametrize("cross_class", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0)])
+def test_fast_nms_of_nothing_is_nothing(shape, cross_class):
+    for part in fast_nms(torch.zeros(shape[0], 4), torch.zeros(shape), 0.5, 10, cross_class=cross_class):
+        assert len(part) == 0
+
+
+def test_fast_nms_equals_its_definition(monkeypatch):
+    monkeypatch.setattr("thingstuff.ops.nms.FAST_PAIRS", 500)  # several chunks of classes
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(60, 2, generator=generator) * 20
+    boxes = torch.cat([corners, corners + 5 + torch.rand(60, 2, generator=generator) * 10], dim=1)
+    scores = torch.rand(60, 7, generator=generator)
+    kept, classes, found = fast_nms(boxes, scores, 0.5, 15, min_score=0.3)
+    wanted = set()
+    for class_ in range(7):
+        order = scores[:, class_].argsort(descending=True)[:15]
+        ious = pairwise_iou(boxes[order], boxes[order])
+        for rank, box in enumerate(order.tolist()):
+            if scores[box, class_] > 0.3 and not (ious[:rank, rank] > 0.5).any():
+                wanted.add((box, class_))
+    assert set(zip(kept.tolist(), classes.tolist(), strict=True)) == wanted
+    assert (found.diff() <= 0).all()
+    assert found.tolist() == scores[kept, classes].tolist()

@@ -596,3 +596,12 @@ def test_without_shrinking_a_large_image_keeps_its_size_and_a_small_one_grows():
     assert preprocessing.input_size(240, 320) == (480, 640)
     assert preprocessing.input_size(600, 800) == (600, 800)
     assert preprocessing.input_size(1000, 2000) == (500, 1000)  # the long side's bound holds
+
+
+def test_square_images_lose_their_aspect_ratio():
+    preprocessing = Preprocessing(short_side=550, long_side=550, pad_multiple=1, square=True)
+    assert preprocessing.input_size(300, 451) == preprocessing.input_size(2000, 3) == (550, 550)
+    batch = preprocessing.batch([np.zeros((3, 7, 3), np.uint8)])
+    assert batch.pixels.shape == (1, 3, 550, 550)
+    assert batch.sizes[0] == ImageSize((550, 550), (3, 7))
+    assert Preprocessing(short_side=0, square=True).input_size(300, 451) == (300, 451)  # 0 is still the image's own size

@@ -14,6 +14,7 @@ from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.contract import Model
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNNConfig
+from thingstuff.models.yolact import YolactConfig
 from thingstuff.structures.categories import COCO_THINGS, Categories
 from thingstuff.structures.images import Preprocessing
 
@@ -107,6 +108,41 @@ def demand_anchor_count(config: MaskRCNNConfig, tensors: Mapping[str, Tensor], n
         raise CheckpointError(
             f"{name}: has {stored} anchors a cell where this layout has {len(config.anchor_ratios)}, and does not say which"
         )
+
+
+def yolact_config(tensors: Mapping[str, Tensor], name: str, anchors: int, **more: Any) -> YolactConfig:
+    """The config of a YOLACT with so many anchors a cell that these arrays, under our names, fit; `more` is what they don't show.
+
+    Raises:
+        CheckpointError: an array that every YOLACT has is missing, or the arrays contradict each other.
+    """
+
+    def shape(key: str) -> Sequence[int]:
+        if key not in tensors or tensors[key].ndim != 4:
+            raise CheckpointError(f"{name}: looks like a YOLACT but lacks what becomes {key} here")
+        return tensors[key].shape
+
+    classes, head_channels, *_ = shape("head.classes.weight")
+    coefficients, boxes = shape("head.coefficients.weight")[0], shape("head.deltas.weight")[0]
+    prototypes, prototype_channels, *_ = shape("prototype_net.prototypes.weight")
+    if boxes != 4 * anchors or coefficients != prototypes * anchors or classes % anchors or classes < 2 * anchors:
+        raise CheckpointError(
+            f"{name}: its head gives {classes} class logits, {boxes} numbers of boxes and {coefficients} coefficients a cell, "
+            f"which is not {anchors} anchors with {prototypes} prototypes"
+        )
+    rating = count(tensors, r"mask_rating\.convs\.(\d+)\.weight", name)
+    return YolactConfig(
+        classes=classes // anchors - 1,
+        channels=shape("neck.output.0.conv.weight")[0],
+        prototypes=prototypes,
+        prototype_channels=prototype_channels,
+        prototype_convs=count(tensors, r"prototype_net\.convs\.(\d+)\.weight", name),
+        last_prototype_convs=count(tensors, r"prototype_net\.last_convs\.(\d+)\.weight", name),
+        head_convs=count(tensors, r"head\.convs\.(\d+)\.conv\.weight", name),
+        head_channels=head_channels,
+        mask_rating_channels=tuple(shape(f"mask_rating.convs.{index}.weight")[0] for index in range(rating)),
+        **more,
+    )
 
 
 # timm's names of the depths with everything else standard: (has bottleneck blocks, blocks in each stage)

@@ -14,6 +14,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import deform_conv2d
 
 from thingstuff.errors import ConfigError
 
@@ -33,6 +34,9 @@ class BackboneConfig:
         stride_in_1x1: put a bottleneck's stride in its first 1x1 convolution, as the original (caffe) ResNet of He et al. does.
         frozen_norms: keep batch norms at their stored statistics and their scales untrained.
         norm_eps: epsilon of the batch norms; None keeps timm's.
+        deformable: blocks of a ResNet whose 3x3 convolution is deformable, by name: ``("layer2.0", "layer2.3")``.
+        deformable_bias: these convolutions have a bias, although a norm follows (YOLACT++).
+        leaky_slope: of the leaky ReLUs below zero; None keeps timm's.
     """
 
     name: str = "resnet50"
@@ -40,6 +44,9 @@ class BackboneConfig:
     stride_in_1x1: bool = False
     frozen_norms: bool = False
     norm_eps: float | None = None
+    deformable: tuple[str, ...] = ()
+    deformable_bias: bool = False
+    leaky_slope: float | None = None
 
 
 class Backbone(nn.Module):
@@ -71,6 +78,11 @@ class Backbone(nn.Module):
         self.channels_last_levels = str(getattr(self.body, "output_fmt", "NCHW")).upper().endswith("NHWC")
         if config.stride_in_1x1:
             _move_stride_to_1x1(self.body, config.name)
+        for block in config.deformable:
+            _make_deformable(self.body, block, config)
+        for module in self.body.modules():
+            if isinstance(module, nn.LeakyReLU) and config.leaky_slope is not None:
+                module.negative_slope = config.leaky_slope
         for norm in self._norms():
             if config.norm_eps is not None:
                 norm.eps = config.norm_eps
@@ -157,6 +169,35 @@ def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
         assert isinstance(first, nn.Conv2d)
         assert isinstance(middle, nn.Conv2d)
         first.stride, middle.stride = middle.stride, first.stride
+
+
+class DeformableConv(nn.Module):
+    """A convolution that samples where an offset from each tap's place says, each sample with a weight from 0 to 1 (Deformable
+    ConvNets v2, Zhu et al., 2018, arXiv:1811.11168, section 3.2); both come from a plain convolution of the same input."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: tuple[int, ...], bias: bool):
+        super().__init__()
+        plain = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.stride = stride
+        self.offset = nn.Conv2d(channels_in, 27, 3, stride=stride, padding=1)  # of 9 taps: y x y x ..., then 9 weights
+        nn.init.zeros_(self.offset.weight)
+        assert self.offset.bias is not None
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
+        offset, weight = self.offset(x).split((18, 9), dim=1)
+        return deform_conv2d(x, offset, self.weight, self.bias, self.stride, padding=(1, 1), mask=weight.sigmoid())
+
+
+def _make_deformable(body: nn.Module, name: str, config: BackboneConfig) -> None:
+    """Replace the 3x3 convolution of one block."""
+    block = dict(body.named_modules()).get(name)
+    plain = getattr(block, "conv2", None)
+    if not isinstance(plain, nn.Conv2d) or plain.kernel_size != (3, 3) or plain.groups != 1 or plain.dilation != (1, 1):
+        raise ConfigError(f"{config.name} has no block {name} with a plain 3x3 convolution that could be deformable")
+    assert block is not None
+    block.conv2 = DeformableConv(plain.in_channels, plain.out_channels, plain.stride, config.deformable_bias)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Non-maximum suppression: of boxes that overlap too much, keep the best.
 
-Exact and greedy: the result is that of taking boxes one by one by descending score, however the work is batched.
+`nms` and `batched_nms` are exact and greedy: the result is that of taking boxes one by one by descending score, however the work
+is batched. `fast_nms` compares all pairs at once and lets a box that is itself suppressed suppress others, too.
 """
 
 import math
@@ -12,6 +13,7 @@ from torch import Tensor
 
 BLOCK = 256  # boxes swept in turn at a time
 TILE = 2**16  # pairs compared at a time: small enough for a processor's cache; memory stays bounded for any number of boxes
+FAST_PAIRS = 2**21  # pairs that Fast NMS compares at a time
 LARGE_GROUP = 256  # groups from this size on are swept alone, smaller ones together
 
 
@@ -46,6 +48,66 @@ def batched_nms(
     small = (~large[groups]).nonzero().flatten()
     keep[small[_greedy(boxes[small], groups[small], iou_threshold)]] = True
     return order[keep]
+
+
+def fast_nms(
+    boxes: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, "boxes classes"],
+    iou_threshold: float,
+    candidates: int,
+    min_score: float = 0.0,
+    cross_class: bool = False,
+) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept"], Float[Tensor, " kept"]]:
+    """Fast NMS (Bolya et al., 2019, arXiv:1904.02689, section 3.3): indices, classes and scores kept, by descending score.
+
+    Within each class the best `candidates` are compared, all pairs at once; one goes when its IoU with any better one is strictly
+    above the threshold. With `cross_class` each box has its best class alone, and boxes compete whatever their class.
+    Scores must be above `min_score`. That bound never changes which of the others are kept, since only better ones suppress.
+    """
+    boxes, scores = _upright(boxes), scores.detach()
+    if cross_class:
+        best = scores.amax(dim=1, keepdim=True) if scores.numel() else scores[:, :0]
+        kept, classes, found = _fast_nms(boxes, best, iou_threshold, candidates, min_score)
+        classes = scores[kept].argmax(dim=1) if len(kept) else classes
+    else:
+        kept, classes, found = _fast_nms(boxes, scores, iou_threshold, candidates, min_score)
+    order = _by_score(found)
+    return kept[order], classes[order], found[order]
+
+
+def _fast_nms(
+    boxes: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, "boxes classes"],
+    iou_threshold: float,
+    candidates: int,
+    min_score: float,
+) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept"], Float[Tensor, " kept"]]:
+    above = scores > min_score
+    most = above.sum(dim=0).clamp(max=candidates)  # candidates of each class
+    threshold = _round_down(iou_threshold, boxes.dtype)
+    results = [(most[:0], most[:0], scores[:0].sum(dim=1))]
+    used = most.nonzero().flatten()
+    used = used[most[used].sort(stable=True).indices]  # classes with as many candidates go together
+    start = 0
+    while start < len(used):
+        # a chunk of classes makes at most so many pairs; the last of it has the most candidates
+        sizes = most[used[start:]]
+        chunk = max(1, int((sizes**2 * torch.arange(1, len(sizes) + 1, device=sizes.device) <= FAST_PAIRS).sum()))
+        classes = used[start : start + chunk]
+        start += chunk
+        best, order = scores[:, classes].T.topk(int(most[classes].max()), dim=1)  # classes candidates
+        chosen = boxes[order]  # classes candidates 4
+        corner = torch.maximum(chosen[:, :, None, :2], chosen[:, None, :, :2])
+        opposite = torch.minimum(chosen[:, :, None, 2:], chosen[:, None, :, 2:])
+        intersection = (opposite - corner).clamp(min=0).prod(dim=-1)
+        areas = (chosen[..., 2] - chosen[..., 0]) * (chosen[..., 3] - chosen[..., 1])
+        union = areas[:, :, None] + areas[:, None, :] - intersection
+        ious = torch.where(intersection > 0, intersection / union, 0).triu(diagonal=1)  # better ones in rows
+        keep = (ious.amax(dim=1) <= threshold) & (best > min_score)
+        which, rank = keep.nonzero(as_tuple=True)
+        results.append((order[which, rank], classes[which], best[which, rank]))
+    kept, classes, found = (torch.cat(parts) for parts in zip(*results, strict=True))
+    return kept, classes, found
 
 
 def _by_score(scores: Tensor) -> Tensor:
