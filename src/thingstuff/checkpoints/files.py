@@ -28,6 +28,8 @@ from thingstuff.checkpoints.rules import demand_fit
 from thingstuff.errors import CheckpointError, ConfigError, ThingstuffError
 from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
+from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import Preprocessing
 
@@ -38,6 +40,9 @@ VERSION = "1"
 # `_convs` or `_fcs`.
 ARCHITECTURES: dict[str, tuple[type[Model], type]] = {
     "mask-rcnn": (MaskRCNN, MaskRCNNConfig),
+    "solo": (SOLO, SOLOConfig),
+    "decoupled-solo": (DecoupledSOLO, DecoupledSOLOConfig),
+    "solov2": (SOLOv2, SOLOv2Config),
 }
 
 

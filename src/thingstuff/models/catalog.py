@@ -1,9 +1,13 @@
 """Every architecture by name: its class, its config, and the images it expects. Click through any entry."""
 
 from dataclasses import replace
+from typing import Any
 
 from thingstuff.models.backbone import BackboneConfig
+from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Sampling, Thresholds
+from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
+from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 _IMAGENET = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=800, long_side=1333)
@@ -35,7 +39,56 @@ MASK_RCNN_TINY = MaskRCNNConfig(
     thresholds=Thresholds(proposals_per_level=100, proposals=100, detections=50),
 )
 
-CATALOG: dict[str, tuple[type[MaskRCNN], MaskRCNNConfig, Preprocessing]] = {
+SOLO_R50 = SOLOConfig(BackboneConfig("resnet50", frozen_norms=True))
+DECOUPLED_SOLO_R50 = DecoupledSOLOConfig(SOLO_R50.backbone)
+SOLOV2_R50 = SOLOv2Config(SOLO_R50.backbone)
+_448 = replace(_IMAGENET, short_side=448, long_side=768)
+SOLOV2_LIGHT_R50 = SOLOv2Config(
+    SOLO_R50.backbone,
+    head_channels=256,
+    head_convs=2,
+    kernel_channels=128,
+    scale_ranges=((1.0, 56.0), (28.0, 112.0), (56.0, 224.0), (112.0, 448.0), (224.0, 2048.0)),
+)
+
+# Small enough for a CPU: a light backbone and neck, narrow and short heads, coarser grids.
+SOLO_LITE0 = SOLOConfig(
+    BackboneConfig("tf_efficientnet_lite0"),
+    channels=64,
+    head_channels=64,
+    head_convs=4,
+    grids=(32, 24, 18, 12, 8),
+    scale_ranges=((1.0, 48.0), (24.0, 96.0), (48.0, 192.0), (96.0, 384.0), (192.0, 2048.0)),
+)
+DECOUPLED_SOLO_LITE0 = DecoupledSOLOConfig(
+    SOLO_LITE0.backbone, 80, 64, 64, 4, SOLO_LITE0.grids, SOLO_LITE0.scale_ranges, shared_convs=True
+)
+SOLOV2_LITE0 = SOLOv2Config(
+    SOLO_LITE0.backbone,
+    channels=64,
+    head_channels=128,
+    head_convs=2,
+    grids=SOLO_LITE0.grids,
+    scale_ranges=SOLO_LITE0.scale_ranges,
+    mask_channels=64,
+    kernel_channels=64,
+)
+
+_TINY_SIZES: dict[str, Any] = {
+    "backbone": MASK_RCNN_TINY.backbone,
+    "classes": 3,
+    "channels": 32,
+    "head_channels": 64,
+    "head_convs": 2,
+    "grids": (10, 8, 6, 4, 3),
+    "scale_ranges": ((1.0, 24.0), (12.0, 48.0), (24.0, 96.0), (48.0, 192.0), (96.0, 384.0)),
+}
+SOLO_TINY = SOLOConfig(**_TINY_SIZES)
+DECOUPLED_SOLO_TINY = DecoupledSOLOConfig(**_TINY_SIZES)
+SOLOV2_TINY = SOLOv2Config(**_TINY_SIZES, mask_channels=64, kernel_channels=64)
+_TINY = replace(_IMAGENET, short_side=128, long_side=256)
+
+CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     "mask-rcnn-r50": (MaskRCNN, MASK_RCNN_R50, _IMAGENET),
     "mask-rcnn-r101": (MaskRCNN, replace(MASK_RCNN_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _IMAGENET),
     "mask-rcnn-convnext-tiny": (MaskRCNN, replace(MASK_RCNN_R50, backbone=BackboneConfig("convnext_tiny")), _IMAGENET),
@@ -45,5 +98,23 @@ CATALOG: dict[str, tuple[type[MaskRCNN], MaskRCNNConfig, Preprocessing]] = {
         _IMAGENET,
     ),
     "mask-rcnn-lite0": (MaskRCNN, MASK_RCNN_LITE0, _LITE0_IMAGES),
-    "mask-rcnn-tiny": (MaskRCNN, MASK_RCNN_TINY, replace(_IMAGENET, short_side=128, long_side=256)),
+    "mask-rcnn-tiny": (MaskRCNN, MASK_RCNN_TINY, _TINY),
+    "solo-r50": (SOLO, SOLO_R50, _IMAGENET),
+    "solo-lite0": (SOLO, SOLO_LITE0, _LITE0_IMAGES),
+    "solo-tiny": (SOLO, SOLO_TINY, _TINY),
+    "decoupled-solo-r50": (DecoupledSOLO, DECOUPLED_SOLO_R50, _IMAGENET),
+    "decoupled-solo-light-r50": (
+        DecoupledSOLO,
+        replace(DECOUPLED_SOLO_R50, head_convs=4, shared_convs=True, scale_ranges=SOLOV2_LIGHT_R50.scale_ranges),
+        replace(_IMAGENET, short_side=512, long_side=852),
+    ),
+    "decoupled-solo-lite0": (DecoupledSOLO, DECOUPLED_SOLO_LITE0, _LITE0_IMAGES),
+    "decoupled-solo-tiny": (DecoupledSOLO, DECOUPLED_SOLO_TINY, _TINY),
+    "solov2-r50": (SOLOv2, SOLOV2_R50, _IMAGENET),
+    "solov2-r101": (SOLOv2, replace(SOLOV2_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _IMAGENET),
+    "solov2-light-r18": (SOLOv2, replace(SOLOV2_LIGHT_R50, backbone=BackboneConfig("resnet18", frozen_norms=True)), _448),
+    "solov2-light-r34": (SOLOv2, replace(SOLOV2_LIGHT_R50, backbone=BackboneConfig("resnet34", frozen_norms=True)), _448),
+    "solov2-light-r50": (SOLOv2, SOLOV2_LIGHT_R50, _448),
+    "solov2-lite0": (SOLOv2, SOLOV2_LITE0, _LITE0_IMAGES),
+    "solov2-tiny": (SOLOv2, SOLOV2_TINY, _TINY),
 }
