@@ -96,6 +96,8 @@ class Case:
         std = self.preprocessing.get("std_rgb") or self.preprocessing.get("std_bgr") or self.preprocessing.get("std")
         if std and (mean_rgb or mean_bgr):
             model["data_preprocessor"] = {"mean": mean_rgb or mean_bgr, "std": std, "bgr_to_rgb": mean_rgb is not None}
+        if grids := self.section("config").get("grid_sizes"):
+            model["mask_head"] = {"num_grids": grids}
         return f"model = {model!r}\n"
 
     def _moves_stride(self) -> bool:
@@ -181,8 +183,9 @@ class Case:
         """
         stated: dict[str, Any] = {}
         known = {field.name for field in fields(own)}
+        named = known - {"score"} if "cell_score" in known else known  # SOLO's score_thr is that of its cells
         for place in (self.section("config"), self.section("postprocessing"), self.facts):
-            for field, names, number in (row for row in _NAMES if row[0] in known):
+            for field, names, number in (row for row in _NAMES if row[0] in named):
                 for figure in (_figure(place.get(name)) for name in names):
                     if figure is not None:
                         stated[field] = number(figure)
@@ -207,7 +210,7 @@ def resizing_to(own: Preprocessing, size: tuple[int, int]) -> Preprocessing:
     return _ResizingTo(**{field.name: getattr(own, field.name) for field in fields(own)}, size=size)
 
 
-_Number = Callable[[Any], float]
+_Number = Callable[[Any], Any]
 
 # The limits of the short and the long side in words
 _SIDES = re.compile(r"short(?:est)? (?:side|edge)\D{0,12}(\d+)\D{0,30}long(?:est)?\D{0,20}(\d+)", re.IGNORECASE)
@@ -224,6 +227,7 @@ _NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
     ("detections", ("detections_per_image", "max_per_img", "max_per_image"), int),
     ("box_min_size", ("box_min_size",), float),
     ("mask", ("mask_thr", "mask_thr_binary", "mask_threshold"), float),
+    ("cell_score", ("score_thr", "score_thresh", "score_threshold"), float),
 )
 # A field, the settings that state it in words, and the words
 _PHRASES: tuple[tuple[str, tuple[str, ...], str, _Number], ...] = (
@@ -233,6 +237,10 @@ _PHRASES: tuple[tuple[str, tuple[str, ...], str, _Number], ...] = (
     ("proposal_min_size", ("rpn", "rpn_test"), r"min size ([\d.]*\d)", float),
     ("nms", ("nms",), r"IoU ([\d.]*\d)", float),
     ("mask", ("mask_paste",), r">=? ([\d.]*\d)", float),
+    ("candidates", ("matrix_nms",), r"nms_pre (\d+)", int),
+    ("sigma", ("matrix_nms",), r"sigma ([\d.]*\d)", float),
+    ("score", ("matrix_nms",), r"(?:filter|update)_thr ([\d.]*\d)", float),
+    ("kernel", ("matrix_nms",), r"(gaussian|linear)", str),
 )
 
 

@@ -417,7 +417,6 @@ def test_weight_standardisation_is_refused():
         (mmdetection, "bbox_head.fc_cls.weight", "a network of MMDetection 1, which has background first,"),
         (mmdetection, "panoptic_head.query_embed.weight", "Mask2Former"),
         (mmdetection, "semantic_head.conv_logits.weight", "Panoptic FPN"),
-        (mmdetection, "mask_head.kernel_convs.0.conv.weight", "SOLO"),
         (mmdetection, "bbox_head.conv_coeff.weight", "YOLACT"),
     ],
 )

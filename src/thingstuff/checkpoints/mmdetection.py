@@ -29,7 +29,6 @@ from thingstuff.structures.images import Preprocessing, Resize
 UNSUPPORTED = (
     (r"panoptic_(head|fusion_head)\..+", "Mask2Former or MaskFormer"),
     (r"semantic_head\..+", "Panoptic FPN"),
-    (r"mask_head\.(mask_convs|cls_convs|kernel_convs|mask_feature_head|conv_mask_list)\..+", "SOLO or SOLOv2"),
     (r"bbox_head\.(conv_coeff|head_convs)\..+", "YOLACT"),
     (r"bbox_head\.(fc_cls|fc_reg|shared_fcs|shared_convs)\..+", "a network of MMDetection 1, which has background first,"),
     (r"roi_head\.(bbox|mask)_head\.\d+\..+", "Cascade R-CNN or HTC"),
