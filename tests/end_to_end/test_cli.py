@@ -260,7 +260,7 @@ def test_evaluate_agrees_on_a_model_and_on_the_file_of_its_predictions(shapes: P
     assert json.loads(told.out) == of_model
     assert "2 predicted images are not in" in told.err  # those of the other split
     assert "bird" not in told.out  # a class the data does not have
-    assert set(of_model) == {"box", "mask", "per_class"}
+    assert set(of_model) == {"box", "mask", "boundary", "per_class"}
     assert set(of_model["per_class"]) == {"disk", "square"}
 
 

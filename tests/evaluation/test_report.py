@@ -10,11 +10,11 @@ import pytest
 
 from thingstuff.evaluation.mistakes import KINDS, Mistake
 from thingstuff.evaluation.report import Picture, render
+from thingstuff.evaluation.report.classes import most_confused
 from thingstuff.evaluation.report.figures import count, percent, points
 from thingstuff.evaluation.report.markup import tag
 from thingstuff.evaluation.report.pictures import outline, style_of, words_of
 from thingstuff.evaluation.report.sections import KINDS as WORDS
-from thingstuff.evaluation.report.sections import most_confused
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.masks import Mask
 from thingstuff.structures.segments import Segments
@@ -170,7 +170,7 @@ def test_the_figures_stand_at_the_top_with_their_range():
     assert "50.0 mask AP 40.0 to 60.0" in seen
     assert "Counting predictions with a score of at least 0.50, 8 of 10 annotated objects (80 %) are found" in seen
     assert "1 of 9 predictions (11 %) match nothing" in seen
-    assert "Without its 2 cases AP50 would be 12.5 points higher" in seen
+    assert "(2 cases). Without it AP50 would be 12.5 points higher" in seen
 
 
 def test_another_number_of_detections_than_coco_has_is_stated():

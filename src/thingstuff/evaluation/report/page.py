@@ -6,7 +6,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
-from thingstuff.evaluation.report import sections
+from thingstuff.evaluation.report import classes, sections
 from thingstuff.evaluation.report.figures import counted
 from thingstuff.evaluation.report.markup import Markup, name_tag, tag, together
 from thingstuff.evaluation.report.pictures import Picture, draw, style_of
@@ -22,9 +22,9 @@ def render(report: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
     parts = {
         "Summary": together(sections.in_short(report), tag("section", sections.metrics_table(report), id="summary")),
         "Mistakes": sections.mistakes(report),
-        "Classes": sections.classes(report),
-        "Curves": sections.curves(report),
-        "Confusion": sections.confusion(report),
+        "Classes": classes.classes(report),
+        "Curves": classes.curves(report),
+        "Confusion": classes.confusion(report),
         "Images": _images(report, pictures),
         "Method": sections.method(report),
     }

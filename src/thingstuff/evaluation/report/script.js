@@ -13,7 +13,7 @@ for (const button of document.querySelectorAll("thead button")) {
     const rows = [...body.rows].sort((a, b) => {
       const x = value(a), y = value(b);
       if (x === "" || y === "") return (x === "") - (y === "");  // what has no number comes last either way
-      const order = head.dataset.text ? x.localeCompare(y) : Number(x) - Number(y);
+      const order = "text" in head.dataset ? x.localeCompare(y) : Number(x) - Number(y);
       return next === "ascending" ? order : -order;
     });
     body.append(...rows);
