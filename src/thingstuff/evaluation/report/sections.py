@@ -1,4 +1,4 @@
-"""Parts of a report, from the values of `report.json` to markup: summary, mistakes, method; None where there is nothing to say."""
+"""Parts of a report, from values of `report.json` to markup: summary, mistakes, method; None where there is nothing to say."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
