@@ -96,6 +96,15 @@ class Case:
         std = self.preprocessing.get("std_rgb") or self.preprocessing.get("std_bgr") or self.preprocessing.get("std")
         if std and (mean_rgb or mean_bgr):
             model["data_preprocessor"] = {"mean": mean_rgb or mean_bgr, "std": std, "bgr_to_rgb": mean_rgb is not None}
+        words = str(self.section("config").get("anchors", ""))
+        if match := _OCTAVE.search(words):  # YOLACT's
+            bases, octave, ratios, strides = ([_as_number(part) for part in group.split()] for group in match.groups())
+            model["bbox_head"] = {
+                "anchor_generator": {
+                    **{"base_sizes": bases, "octave_base_scale": octave[0], "ratios": ratios, "strides": strides},
+                    "centers": [(stride / 2, stride / 2) for stride in strides],
+                }
+            }
         if grids := self.section("config").get("grid_sizes"):
             model["mask_head"] = {"num_grids": grids}
         return f"model = {model!r}\n"
@@ -126,6 +135,8 @@ class Case:
         """The case's image as the network's input, at the size that the case states."""
         picture, original, to_resize = self.image()
         wanted = self.preprocessing.get("resized_hw") or self.preprocessing.get("unpadded_input_size")
+        if not wanted and self.preprocessing.get("padding") == "none":
+            wanted = (self.preprocessing.get("input_size") or [])[-2:]
         preprocessing = self.scaled(segmenter.preprocessing)
         if to_resize and wanted and preprocessing.input_size(*original) != tuple(wanted):
             height, width = wanted
@@ -157,6 +168,8 @@ class Case:
         config = self.section("config")
         if not hasattr(own, "anchor_sizes"):
             return own
+        if "prior_scales_px" in config:
+            return replace(own, **self._priors())
         sizes, ratios = config.get("anchor_sizes"), config.get("anchor_ratios")
         if sizes is not None:
             sizes = [size if isinstance(size, list) else [size] for size in sizes]
@@ -173,6 +186,23 @@ class Case:
                 )
             own = replace(own, anchor_ratios=levels[0])
         return own
+
+    def _priors(self) -> dict[str, Any]:
+        """YOLACT's anchors as its repository states them: sizes of each level in pixels, ratios of width to height."""
+        config = self.section("config")
+        levels = [level if isinstance(level, list) else [level] for level in config["prior_scales_px"]]
+        stated: dict[str, Any] = {
+            "anchor_sizes": tuple(float(level[0]) for level in levels),
+            "anchor_scales": tuple(scale / levels[0][0] for scale in levels[0]),
+        }
+        ratios = config.get("aspect_ratios")
+        while isinstance(ratios, list) and ratios and isinstance(ratios[0], list):
+            ratios = ratios[0]
+        if ratios:
+            stated["anchor_ratios"] = tuple(1 / ratio for ratio in ratios)
+        if "square_anchors" in config:
+            stated["square_anchors"] = re.search(r"\bfalse\b", str(config["square_anchors"]).lower()) is None
+        return stated
 
     # The thresholds
 
@@ -210,6 +240,15 @@ def resizing_to(own: Preprocessing, size: tuple[int, int]) -> Preprocessing:
     return _ResizingTo(**{field.name: getattr(own, field.name) for field in fields(own)}, size=size)
 
 
+def _as_number(words: str) -> float:
+    """A number, or a fraction as in 550/69."""
+    above, _, below = words.partition("/")
+    return float(above) / float(below or 1)
+
+
+# YOLACT's anchors in words: base sizes, the scale of all of them, ratios and strides
+_OCTAVE = re.compile(r"base sizes ([\d. ]+?) times octave scale ([\d.]+),.*? ratios [^\d]*([\d. ]+?), strides ([\d./ ]+)")
+
 _Number = Callable[[Any], Any]
 
 # The limits of the short and the long side in words
@@ -224,7 +263,10 @@ _NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
     ("proposal_score", ("rpn_score_thresh",), float),
     ("score", ("box_score_thresh", "score_thr", "score_thresh", "score_threshold"), float),
     ("nms", ("box_nms_thresh", "nms_thr", "nms_thresh", "nms_threshold", "nms"), float),
-    ("detections", ("detections_per_image", "max_per_img", "max_per_image"), int),
+    ("detections", ("detections_per_image", "max_per_img", "max_per_image", "max_num_detections"), int),
+    ("anchor_score", ("conf_thresh",), float),
+    ("anchors_per_level", ("nms_pre",), int),
+    ("class_candidates", ("top_k", "nms_top_k"), int),
     ("box_min_size", ("box_min_size",), float),
     ("mask", ("mask_thr", "mask_thr_binary", "mask_threshold"), float),
     ("cell_score", ("score_thr", "score_thresh", "score_threshold"), float),
@@ -236,6 +278,8 @@ _PHRASES: tuple[tuple[str, tuple[str, ...], str, _Number], ...] = (
     ("proposal_nms", ("rpn", "rpn_test"), r"\bNMS ([\d.]*\d)", float),
     ("proposal_min_size", ("rpn", "rpn_test"), r"min size ([\d.]*\d)", float),
     ("nms", ("nms",), r"IoU ([\d.]*\d)", float),
+    ("class_candidates", ("nms",), r"top_k (\d+)", int),
+    ("cross_class", ("nms",), r"(cross[- ]class)", bool),
     ("mask", ("mask_paste",), r">=? ([\d.]*\d)", float),
     ("candidates", ("matrix_nms",), r"nms_pre (\d+)", int),
     ("sigma", ("matrix_nms",), r"sigma ([\d.]*\d)", float),

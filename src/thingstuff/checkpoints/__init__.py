@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from thingstuff.checkpoints import adelaidet, detectron2, mmdetection, mmdetection_solo, torchvision
+from thingstuff.checkpoints import adelaidet, detectron2, mmdetection, mmdetection_solo, mmdetection_yolact, torchvision, yolact
 from thingstuff.checkpoints.files import build, read_weights, shapes_of
 from thingstuff.checkpoints.rules import convert
 from thingstuff.errors import CheckpointError, ConfigError
@@ -13,13 +13,12 @@ from thingstuff.structures.images import Preprocessing
 
 # A layout is a file with LIBRARY, `detect(tensors)` and `describe(tensors, meta, name)`. The first that detects a file gets it,
 # so the files of one family stand before the layouts of libraries that hold many.
-LAYOUTS = (mmdetection_solo, adelaidet, torchvision, detectron2, mmdetection)
+LAYOUTS = (mmdetection_solo, adelaidet, yolact, mmdetection_yolact, torchvision, detectron2, mmdetection)
 
 # Names by which files of other families are known, tried before the layouts above.
 _OTHER_FAMILIES = (
     (r"(model\.)?pixel_level_module\..+", "Mask2Former or MaskFormer from Hugging Face"),
     (r"(attn_mask_probs|upscale_block\..+)", "EoMT"),
-    (r"proto_net\..+", "YOLACT in its authors' layout"),
     (r"transformer\.(encoder|decoder)\..+", "a DETR-like network"),
     (r"(conv1_w|res2_0_branch2a_w|fc1000_w|pred_w)", "a Caffe2 network"),
 )

@@ -30,6 +30,7 @@ from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
+from thingstuff.models.yolact import Yolact, YolactConfig
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import Preprocessing
 
@@ -43,6 +44,7 @@ ARCHITECTURES: dict[str, tuple[type[Model], type]] = {
     "solo": (SOLO, SOLOConfig),
     "decoupled-solo": (DecoupledSOLO, DecoupledSOLOConfig),
     "solov2": (SOLOv2, SOLOv2Config),
+    "yolact": (Yolact, YolactConfig),
 }
 
 
@@ -220,10 +222,11 @@ def _refuse_reaching_out(config: Any, count: int, path: Path) -> None:
     fetching = sorted(key for key in keys if key.startswith(("pretrained", "checkpoint", "cache", "hf_")))
     if fetching or not backbone.name.replace("_", "").replace(".", "").isalnum():
         raise CheckpointError(f"{path}: backbone {backbone.name!r} with options {fetching} would load something else; refused")
-    numbers = [*backbone.options, *((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))]
+    counted = [field.name for field in dataclasses.fields(config) if field.name.endswith(("_convs", "_fcs"))]
+    numbers = [*backbone.options, *((name, getattr(config, name)) for name in counted)]
     for key, value in numbers:
         layers = value if isinstance(value, tuple) else (value,)
-        limit = count if key in ("layers", "depths") or key.endswith(("_convs", "_fcs")) else 1 << 16
+        limit = count if key in ("layers", "depths", *counted) else 1 << 16
         if any(isinstance(number, int) and number > limit for number in layers):
             raise CheckpointError(f"{path}: {key} of {value} does not go with the {count} arrays of the file")
 

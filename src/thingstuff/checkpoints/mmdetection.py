@@ -29,7 +29,6 @@ from thingstuff.structures.images import Preprocessing, Resize
 UNSUPPORTED = (
     (r"panoptic_(head|fusion_head)\..+", "Mask2Former or MaskFormer"),
     (r"semantic_head\..+", "Panoptic FPN"),
-    (r"bbox_head\.(conv_coeff|head_convs)\..+", "YOLACT"),
     (r"bbox_head\.(fc_cls|fc_reg|shared_fcs|shared_convs)\..+", "a network of MMDetection 1, which has background first,"),
     (r"roi_head\.(bbox|mask)_head\.\d+\..+", "Cascade R-CNN or HTC"),
     (r".+\.conv_offset(_mask)?\..+|.+\.conv2_offset\..+", "a backbone with deformable convolutions"),

@@ -175,7 +175,7 @@ class DeformableConv(nn.Module):
     """A convolution that samples where an offset from each tap's place says, each sample with a weight from 0 to 1 (Deformable
     ConvNets v2, Zhu et al., 2018, arXiv:1811.11168, section 3.2); both come from a plain convolution of the same input."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: tuple[int, ...], bias: bool):
+    def __init__(self, channels_in: int, channels_out: int, stride: int, bias: bool):
         super().__init__()
         plain = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
         self.weight, self.bias = plain.weight, plain.bias
@@ -187,7 +187,7 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
         offset, weight = self.offset(x).split((18, 9), dim=1)
-        return deform_conv2d(x, offset, self.weight, self.bias, self.stride, padding=(1, 1), mask=weight.sigmoid())
+        return deform_conv2d(x, offset, self.weight, self.bias, (self.stride, self.stride), padding=(1, 1), mask=weight.sigmoid())
 
 
 def _make_deformable(body: nn.Module, name: str, config: BackboneConfig) -> None:
@@ -197,7 +197,7 @@ def _make_deformable(body: nn.Module, name: str, config: BackboneConfig) -> None
     if not isinstance(plain, nn.Conv2d) or plain.kernel_size != (3, 3) or plain.groups != 1 or plain.dilation != (1, 1):
         raise ConfigError(f"{config.name} has no block {name} with a plain 3x3 convolution that could be deformable")
     assert block is not None
-    block.conv2 = DeformableConv(plain.in_channels, plain.out_channels, plain.stride, config.deformable_bias)
+    block.conv2 = DeformableConv(plain.in_channels, plain.out_channels, plain.stride[0], config.deformable_bias)
 
 
 @torch.no_grad()

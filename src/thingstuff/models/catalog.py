@@ -8,6 +8,9 @@ from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Sampling, Thresholds
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
+from thingstuff.models.yolact import Sampling as YolactSampling
+from thingstuff.models.yolact import Thresholds as YolactThresholds
+from thingstuff.models.yolact import Yolact, YolactConfig
 from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 _IMAGENET = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=800, long_side=1333)
@@ -88,6 +91,34 @@ DECOUPLED_SOLO_TINY = DecoupledSOLOConfig(**_TINY_SIZES)
 SOLOV2_TINY = SOLOv2Config(**_TINY_SIZES, mask_channels=64, kernel_channels=64)
 _TINY = replace(_IMAGENET, short_side=128, long_side=256)
 
+YOLACT_R50 = YolactConfig(BackboneConfig("resnet50", frozen_norms=True), square_anchors=False)
+_550 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=550, long_side=550, pad_multiple=1, square=True)
+
+# Small enough for a CPU: a light backbone, narrow neck and heads. Images keep their aspect ratio.
+YOLACT_LITE0 = replace(
+    YOLACT_R50,
+    backbone=BackboneConfig("tf_efficientnet_lite0"),
+    channels=96,
+    prototypes=24,
+    prototype_channels=96,
+    prototype_convs=2,
+    head_channels=96,
+    anchor_scales=(1.0, 2**0.5),
+)
+
+YOLACT_TINY = YolactConfig(
+    MASK_RCNN_TINY.backbone,
+    classes=3,
+    channels=16,
+    prototypes=8,
+    prototype_channels=16,
+    prototype_convs=1,
+    head_channels=16,
+    square_anchors=False,
+    thresholds=YolactThresholds(detections=50),
+    sampling=YolactSampling(masks=50),
+)
+
 CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     "mask-rcnn-r50": (MaskRCNN, MASK_RCNN_R50, _IMAGENET),
     "mask-rcnn-r101": (MaskRCNN, replace(MASK_RCNN_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _IMAGENET),
@@ -117,4 +148,8 @@ CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     "solov2-light-r50": (SOLOv2, SOLOV2_LIGHT_R50, _448),
     "solov2-lite0": (SOLOv2, SOLOV2_LITE0, _LITE0_IMAGES),
     "solov2-tiny": (SOLOv2, SOLOV2_TINY, _TINY),
+    "yolact-r50": (Yolact, YOLACT_R50, _550),
+    "yolact-r101": (Yolact, replace(YOLACT_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _550),
+    "yolact-lite0": (Yolact, YOLACT_LITE0, _LITE0_IMAGES),
+    "yolact-tiny": (Yolact, YOLACT_TINY, _TINY),
 }
