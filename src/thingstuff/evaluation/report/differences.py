@@ -59,13 +59,13 @@ def _summary(comparison: Mapping[str, Any]) -> Markup:
 
 
 def _classes(comparison: Mapping[str, Any]) -> Markup | None:
-    rows = sorted(comparison["per_class"], key=lambda row: -row["difference"])
+    rows = sorted(comparison["per_class"], key=lambda row: (row["low"] is None, -row["difference"]))
     if len(rows) < 2:
         return None
     metric = "PQ" if comparison["task"] == "panoptic" else "Mask AP"
     note = (
         f"{metric}, from the largest gain of B to its largest loss. Of many classes some ranges leave out zero by chance; "
-        "classes in fewer than five images have none."
+        "classes in fewer than five images have none and come last."
     )
     return sections.section("classes", "Class by class", note, _table(rows, "class", tall=len(rows) > 16))
 
