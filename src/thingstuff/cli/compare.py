@@ -17,6 +17,8 @@ def run_compare(arguments: argparse.Namespace, out: Path | None, as_file: bool) 
     for option in ("data", "split", "images", "max_detections", "score", "device", "max_pixels", "pictures"):
         if getattr(arguments, option) is not None:
             raise ConfigError(f"--{option.replace('_', '-')} goes with --model or --predictions; --compare reads two reports")
+    if arguments.federated:
+        raise ConfigError("--federated goes with --model or --predictions; --compare reads two reports")
     from thingstuff.evaluation.comparison import compare, format_comparison
     from thingstuff.evaluation.report import render_comparison
 

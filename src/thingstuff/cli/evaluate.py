@@ -38,6 +38,11 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help=f"best-scored objects of an image and class that count ({COUNTED}); more for dense images",
     )
+    parser.add_argument(
+        "--federated",
+        action="store_true",
+        help="judge as LVIS, whose images are annotated for some classes only (300 detections of an image)",
+    )
     parser.add_argument("--score", metavar="S", type=fraction, help="leave out objects scored lower (as the model says)")
     add_inference_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, fractions from 0 to 1, instead of the table")

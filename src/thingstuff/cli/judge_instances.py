@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from thingstuff.structures.segments import Segments
 
 COUNTED = 100  # best-scored objects of an image and class that count, as COCO has it
+COUNTED_FEDERATED = 300  # of an image, as LVIS has it
 BOUNDARY = 0.02  # width of boundaries as a share of the image's diagonal (Cheng et al., 2021, section 4)
 
 
@@ -32,8 +33,8 @@ def judge_instances(arguments: argparse.Namespace) -> Judged:
 
     limits = given(max_pixels=arguments.max_pixels)
     data = open_dataset(arguments.data, arguments.split, required_images=arguments.model is not None, **limits)
-    max_detections = arguments.max_detections or COUNTED
-    precision = AveragePrecision(data, max_detections, boundary=BOUNDARY)
+    max_detections = arguments.max_detections or (COUNTED_FEDERATED if arguments.federated else COUNTED)
+    precision = AveragePrecision(data, max_detections, boundary=BOUNDARY, federated=arguments.federated)
     found: dict[int, Segments] = {}
     failed = 0
     for record, answer in predictions_of(arguments, data):
@@ -69,7 +70,9 @@ def _report(
     summaries = image_summaries(matches, score)
     names = distinct_names(data.categories)
     objects = Counter(item.class_ for record in data for item in record.objects if not item.is_crowd)
-    errors, of_images = _mistakes(data, found, score, values["max_detections"])
+    errors, of_images = None, {}
+    if not arguments.federated:  # where classes are left unannotated, nobody can say what is a mistake
+        errors, of_images = _mistakes(data, found, score, values["max_detections"])
     per_image = {
         "image_ids": list(summaries),
         "names": [_name(data.record_of(image_id)) for image_id in summaries],
@@ -77,13 +80,15 @@ def _report(
         "mask": matches.to_json(),
         "box": precision.matches("box").to_json(),
     }
+    confusion = {"score": score, "iou": 0.5, "classes": names, "counts": precision.confusion(score).tolist()}
     report = {
         **values,
+        "federated": arguments.federated,
         "objects": sum(objects.values()),
         "classes": {name: {"objects": objects[class_], "is_thing": True} for class_, name in enumerate(names)},
         "curves": precision.curves(),
         "errors": errors,
-        "confusion": {"score": score, "iou": 0.5, "classes": names, "counts": precision.confusion(score).tolist()},
+        "confusion": None if arguments.federated else confusion,
         "per_image": per_image,
     }
     report["intervals"] = intervals(report)
@@ -92,7 +97,7 @@ def _report(
     pictures = []
     qualities = {image_id: row.quality for image_id, row in summaries.items()}
     wrong = {image_id: row.fp + row.fn for image_id, row in summaries.items()}
-    for image_id in worst(qualities, wrong, pictures_wanted(arguments)):
+    for image_id in worst(qualities, wrong, 0 if arguments.federated else pictures_wanted(arguments)):
         record = data.record_of(image_id)
         picture = photo(photo_path(arguments, record.path), record.size, **photos)
         truth, is_crowd = _truth(record, data)

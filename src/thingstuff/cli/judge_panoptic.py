@@ -32,6 +32,8 @@ def judge_panoptic(arguments: argparse.Namespace) -> Judged:
     data = open_panoptic(arguments.data, arguments.split, image_dir=arguments.images, **limits)
     if arguments.max_detections is not None or (arguments.score is not None and not arguments.model):
         raise ConfigError("--score and --max-detections go with objects that have scores; a panoptic map has each pixel once")
+    if arguments.federated:
+        raise ConfigError("--federated goes with LVIS's objects; panoptic maps are annotated throughout")
     quality, boundary = PanopticQuality(data.categories), PanopticQuality(data.categories, boundary=BOUNDARY)
     semantic, mistakes = SemanticQuality(data.categories), PanopticMistakes(quality)
     of_images: dict[ImageId, ImageMistakes] = {}

@@ -267,6 +267,9 @@ def method(report: Report) -> Markup:
             "" if detections == 100 else " (by COCO's rule 100)"
         )
         rows.append(("AP", f"{AP_IN_WORDS} Only {counting}."))
+        if report.get("federated"):
+            words = "LVIS's protocol (Gupta et al. 2019): predictions of classes for which an image wasn't annotated don't count"
+            rows.append(("federated", f"{words}. Mistakes, confusion and pictures are left out."))
         if report.get("boundary"):
             rows.append(("boundary AP", f"AP {BOUNDARY_IN_WORDS}: strict about the outlines of large objects."))
     errors = report.get("errors") or {}
