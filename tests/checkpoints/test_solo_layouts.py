@@ -1,0 +1,269 @@
+"""SOLO's family in the layouts of MMDetection, AdelaiDet and the authors: sizes found, settings read, variants refused."""
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import thingstuff
+from thingstuff.checkpoints import LAYOUTS, adelaidet, mmdetection_solo
+from thingstuff.checkpoints.files import shapes_of
+from thingstuff.checkpoints.rules import convert
+from thingstuff.checkpoints.solo import LIGHT_SCALE_RANGES
+from thingstuff.errors import CheckpointError
+from thingstuff.models.backbone import BackboneConfig
+from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig, Thresholds
+from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+# From our names to each library's, spelled out the other way round than the tables that are tested.
+_BODY = [
+    (r"backbone\.body\.", "backbone."),
+    (r"neck\.lateral\.(\d)\.conv", r"neck.lateral_convs.\1.conv"),
+    (r"neck\.output\.(\d)\.conv", r"neck.fpn_convs.\1.conv"),
+    (r"\.norm\.", ".gn."),
+]
+_COUNTED = r"mask_feature\.levels\.(\d)\.(\d)"
+NAMES = {
+    "mmdetection": [
+        *_BODY,
+        (r"category_branch\.convs", "mask_head.cls_convs"),
+        (r"mask_branch\.convs", "mask_head.mask_convs"),
+        (r"column_branch\.convs", "mask_head.mask_convs_x"),
+        (r"row_branch\.convs", "mask_head.mask_convs_y"),
+        (r"kernel_branch\.convs", "mask_head.kernel_convs"),
+        (r"^categories", "mask_head.conv_cls"),
+        (r"^kernels\.(\d)", r"mask_head.conv_mask_list.\1"),
+        (r"^kernels", "mask_head.conv_kernel"),
+        (r"^columns", "mask_head.conv_mask_list_x"),
+        (r"^rows", "mask_head.conv_mask_list_y"),
+        (_COUNTED, r"mask_head.mask_feature_head.convs_all_levels.\1.conv\2"),
+        (r"mask_feature\.output", "mask_head.mask_feature_head.conv_pred"),
+    ],
+    "authors": [
+        *_BODY,
+        (r"category_branch\.convs", "bbox_head.cate_convs"),
+        (r"mask_branch\.convs", "bbox_head.ins_convs"),
+        (r"column_branch\.convs", "bbox_head.ins_convs_x"),
+        (r"row_branch\.convs", "bbox_head.ins_convs_y"),
+        (r"kernel_branch\.convs", "bbox_head.kernel_convs"),
+        (r"^categories", "bbox_head.solo_cate"),
+        (r"^kernels\.(\d)", r"bbox_head.solo_ins_list.\1"),
+        (r"^kernels", "bbox_head.solo_kernel"),
+        (r"^columns", "bbox_head.dsolo_ins_list_x"),
+        (r"^rows", "bbox_head.dsolo_ins_list_y"),
+        (_COUNTED, r"mask_feat_head.convs_all_levels.\1.conv\2"),
+        (r"mask_feature\.output", "mask_feat_head.conv_pred.0"),
+    ],
+    "adelaidet": [
+        (r"backbone\.body\.conv1\.weight", "backbone.bottom_up.stem.conv1.weight"),
+        (r"backbone\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
+        (r"downsample\.0\.", "shortcut."),
+        (r"downsample\.1\.", "shortcut.norm."),
+        (r"\.bn(\d)\.", r".conv\1.norm."),
+        *((rf"backbone\.body\.layer{stage}\.", f"backbone.bottom_up.res{stage + 1}.") for stage in (1, 2, 3, 4)),
+        *((rf"neck\.lateral\.{level}\.conv", f"backbone.fpn_lateral{level + 2}") for level in range(4)),
+        *((rf"neck\.output\.{level}\.conv", f"backbone.fpn_output{level + 2}") for level in range(4)),
+        *((rf"_branch\.convs\.{number}\.conv\.", f"_tower.{3 * number}.") for number in range(4)),
+        *((rf"_branch\.convs\.{number}\.norm\.", f"_tower.{3 * number + 1}.") for number in range(4)),
+        (r"^category_tower", "ins_head.cate_tower"),
+        (r"^kernel_tower", "ins_head.kernel_tower"),
+        (r"^categories", "ins_head.cate_pred"),
+        (r"^kernels", "ins_head.kernel_pred"),
+        (_COUNTED + r"\.conv\.", r"mask_head.convs_all_levels.\1.conv\2.0."),
+        (_COUNTED + r"\.norm\.", r"mask_head.convs_all_levels.\1.conv\2.1."),
+        (r"mask_feature\.output\.conv\.", "mask_head.conv_pred.0."),
+        (r"mask_feature\.output\.norm\.", "mask_head.conv_pred.1."),
+    ],
+}
+
+_SIZES = {"classes": 7, "channels": 32, "head_channels": 64, "drop_empty": False}
+_SMALL_GRIDS = (20, 18, 12, 8, 6)
+CONFIGS = {
+    "solo": SOLOConfig(BackboneConfig("resnet34"), head_convs=3, grids=_SMALL_GRIDS, **_SIZES),
+    "decoupled": DecoupledSOLOConfig(BackboneConfig("resnet18"), head_convs=2, grids=_SMALL_GRIDS, **_SIZES),
+    "decoupled light": DecoupledSOLOConfig(
+        BackboneConfig("resnet50"),
+        head_convs=2,
+        grids=_SMALL_GRIDS,
+        scale_ranges=LIGHT_SCALE_RANGES,
+        shared_convs=True,
+        **_SIZES,
+    ),
+    "solov2": SOLOv2Config(BackboneConfig("resnet101"), head_convs=3, mask_channels=32, kernel_channels=96, **_SIZES),
+    "solov2 light": SOLOv2Config(
+        BackboneConfig("resnet18"),
+        head_convs=2,
+        mask_channels=32,
+        kernel_channels=32,
+        scale_ranges=LIGHT_SCALE_RANGES,
+        **_SIZES,
+    ),
+}
+MODELS = {SOLOConfig: SOLO, DecoupledSOLOConfig: DecoupledSOLO, SOLOv2Config: SOLOv2}
+PAIRS = [
+    *((layout, kind) for layout in ("mmdetection", "authors") for kind in CONFIGS),
+    ("adelaidet", "solov2"),
+    ("adelaidet", "solov2 light"),
+]
+
+
+def theirs(layout, name):
+    for pattern, replacement in NAMES[layout]:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+@cache
+def shapes_here(kind):
+    config = CONFIGS[kind]
+    return shapes_of(MODELS[type(config)], config)
+
+
+def hollow(layout, kind):
+    """A file's arrays, without memory."""
+    return {theirs(layout, name): torch.tensor(0.5).expand(shape) for name, shape in shapes_here(kind).items()}
+
+
+def described(tensors, meta=None):
+    layout = next(layout for layout in LAYOUTS if layout.detect(tensors))
+    return layout.describe(tensors, meta or {}, "model.pth")
+
+
+def with_config(text):
+    return {"meta": {"cfg": text}}
+
+
+@pytest.mark.parametrize("case", ["mmdet-solo-r50", "mmdet-solov2-r50", "mmdet-solov2-light-r50"])
+def test_the_names_of_mmdetection_are_those_of_the_cases(case):
+    keys = json.loads((REFERENCE / case / "keys.json").read_text())
+    tensors = {name: torch.tensor(0.5).expand(shape) for name, shape in keys.items()}
+    found = described(tensors)
+    shapes = shapes_of(found.model, found.config)
+    assert {theirs("mmdetection", name) for name in shapes} == set(keys)
+    convert(tensors, found.rules, shapes, case)
+
+
+@pytest.mark.parametrize(("layout", "kind"), PAIRS)
+def test_every_size_is_found_and_every_array_has_its_place(layout, kind):
+    tensors = hollow(layout, kind)
+    found = described(tensors)
+    expected = CONFIGS[kind]
+    in_1x1 = layout == "adelaidet" and expected.backbone.name not in ("resnet18", "resnet34")
+    backbone = replace(expected.backbone, frozen_norms=True, stride_in_1x1=in_1x1)
+    assert found.model is MODELS[type(expected)]
+    assert found.config == replace(expected, backbone=backbone)
+    assert len(found.categories) == 7
+    assert set(convert(tensors, found.rules, shapes_here(kind), "model.pth")) == set(shapes_here(kind))
+
+
+def test_a_network_answers_alike_from_every_layout(tmp_path):
+    torch.manual_seed(0)
+    config = CONFIGS["solov2 light"]
+    model = SOLOv2(config).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):  # norms without statistics would be taken for caffe's
+            buffer.normal_(std=0.1)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        expected = model(image)
+    for layout in NAMES:
+        state = {theirs(layout, name): tensor for name, tensor in model.state_dict().items()}
+        if layout == "adelaidet":  # reads BGR
+            state["backbone.bottom_up.stem.conv1.weight"] = state["backbone.bottom_up.stem.conv1.weight"].flip(1)
+        torch.save({"state_dict": state}, tmp_path / "model.pth")
+        loaded = thingstuff.load(tmp_path / "model.pth", device="cpu").model
+        with torch.inference_mode():
+            found = loaded(image)
+        torch.testing.assert_close(found.mask_feature, expected.mask_feature, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.kernels[3], expected.kernels[3], atol=1e-4, rtol=1e-4)
+
+
+def test_the_images_are_those_of_the_published_networks():
+    sizes = {
+        (layout, kind): (found.preprocessing.short_side, found.preprocessing.long_side)
+        for layout, kind in PAIRS
+        if (found := described(hollow(layout, kind)))
+    }
+    assert sizes["mmdetection", "solo"] == sizes["authors", "solov2"] == sizes["adelaidet", "solov2"] == (800, 1333)
+    assert sizes["mmdetection", "solov2 light"] == sizes["authors", "solov2 light"] == (448, 768)
+    assert sizes["authors", "decoupled light"] == (512, 852)
+    assert described(hollow("adelaidet", "solov2")).preprocessing.std == (1.0, 1.0, 1.0)
+    assert described(hollow("authors", "solov2")).preprocessing.std == (58.395, 57.12, 57.375)
+
+
+@pytest.mark.parametrize(
+    ("layout", "head", "centre", "score"),
+    [("mmdetection", "mask_head", "pos_scale", "filter_thr"), ("authors", "bbox_head", "sigma", "update_thr")],
+)
+def test_the_config_text_decides_what_no_array_shows(layout, head, centre, score):
+    text = f"""
+model = dict({head}=dict(num_grids=[30, 24, 16, 12, 8], {centre}=0.3,
+    scale_ranges=((1, 50), (25, 100), (50, 200), (100, 400), (200, 900))))
+test_cfg = dict(nms_pre=300, score_thr=0.2, mask_thr=0.4, {score}=0.1, kernel='linear', sigma=1.5, max_per_img=50)
+test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(852, 512))]
+"""
+    found = described(hollow(layout, "solov2"), with_config(text))
+    assert found.config.grids == (30, 24, 16, 12, 8)
+    assert found.config.centre == 0.3
+    assert found.config.scale_ranges == ((1.0, 50.0), (25.0, 100.0), (50.0, 200.0), (100.0, 400.0), (200.0, 900.0))
+    assert found.config.thresholds == Thresholds(0.1, 50, 0.2, 0.4, 300, "linear", 1.5)
+    assert (found.preprocessing.short_side, found.preprocessing.long_side) == (512, 852)
+
+
+@pytest.mark.parametrize(
+    ("layout", "extra", "what"),
+    [
+        ("mmdetection", "mask_head.kernel_convs.2.conv.conv_offset.weight", "a network with deformable convolutions"),
+        ("authors", "bbox_head.cate_convs.1.conv.conv_offset_mask.weight", "a network with deformable convolutions"),
+        ("authors", "backbone.layer3.0.conv2_offset.weight", "a network with deformable convolutions"),
+        ("mmdetection", "backbone.layer3.0.conv2.conv_offset.weight", "a network with deformable convolutions"),
+        ("mmdetection", "backbone.stem.0.weight", "a ResNet with a deep stem"),
+        ("adelaidet", "backbone.bottom_up.res3.0.conv2_offset.weight", "a network with deformable convolutions"),
+        ("adelaidet", "ins_head.cate_tower.0.bias", "SOLOv2 without group norm"),
+        ("adelaidet", "backbone.bottom_up.stem.conv1_1.weight", "a ResNet with a deep stem"),
+    ],
+)
+def test_variants_that_are_not_supported_are_named(layout, extra, what):
+    with pytest.raises(CheckpointError, match=rf"model\.pth: {what}.* is not supported yet"):
+        described(hollow(layout, "solov2") | {extra: torch.zeros(1)})
+
+
+def test_batch_norm_in_the_branches_is_named():
+    tensors = {name.replace(".gn.", ".bn."): tensor for name, tensor in hollow("mmdetection", "solov2").items()}
+    tensors |= {name.replace("weight", "running_mean"): tensor for name, tensor in tensors.items() if name.endswith(".bn.weight")}
+    with pytest.raises(CheckpointError, match="branches without group norm"):
+        described(tensors)
+
+
+def test_larger_dynamic_convolutions_are_named():
+    tensors = hollow("mmdetection", "solov2")
+    tensors["mask_head.conv_kernel.weight"] = torch.zeros(()).expand(9 * 96, 64, 3, 3)
+    with pytest.raises(CheckpointError, match="dynamic convolutions larger than 1 x 1 are not supported"):
+        described(tensors)
+
+
+@pytest.mark.parametrize("setting", ["cls_down_index=2", "strides=[4, 8, 16, 32, 64]", "norm_cfg=dict(type='GN', num_groups=16)"])
+def test_settings_that_change_the_result_are_named(setting):
+    meta = with_config(f"model = dict(mask_head=dict({setting}))")
+    with pytest.raises(CheckpointError, match=rf"model\.mask_head\.{setting.partition('=')[0]}.* is not supported yet"):
+        described(hollow("mmdetection", "solo"), meta)
+
+
+def test_a_missing_array_is_named():
+    tensors = hollow("authors", "solo")
+    del tensors["bbox_head.solo_ins_list.3.weight"]
+    with pytest.raises(CheckpointError, match=r"looks like a SOLO .* but lacks what becomes kernels\.3\.weight"):
+        described(tensors)
+
+
+def test_each_layout_detects_its_own_files_alone():
+    for layout in ("mmdetection", "authors", "adelaidet"):
+        tensors = hollow(layout, "solov2")
+        assert mmdetection_solo.detect(tensors) == (layout != "adelaidet")
+        assert adelaidet.detect(tensors) == (layout == "adelaidet")
