@@ -128,9 +128,11 @@ def match_segments(
     matched = iou > 0.5
     of_truth, of_prediction, iou = of_truth[matched], of_prediction[matched], iou[matched]
 
-    absorbing = _last_of_class(crowd, truth_class) if rules.last_crowd_only else crowd
-    on_crowd = _per_prediction(shared, alike & absorbing[shared.truth], len(areas))
-    is_ignored = 2 * (on_void + on_crowd) > areas
+    absorbed = on_void
+    if truth.crowd.any():
+        absorbing = _last_of_class(crowd, truth_class) if rules.last_crowd_only else crowd
+        absorbed = on_void + _per_prediction(shared, alike & absorbing[shared.truth], len(areas))
+    is_ignored = 2 * absorbed > areas
     found, unmatched = np.ones(len(truth_areas), np.bool_), np.ones(len(areas), np.bool_)
     found[1:-1], found[of_truth] = crowd[1:-1], True
     unmatched[[0, -1]], unmatched[of_prediction] = False, False
@@ -179,8 +181,13 @@ def _runs(
         return of_truth, of_prediction, np.zeros(0, np.int64)
     changes = of_truth[1:] != of_truth[:-1]
     changes |= of_prediction[1:] != of_prediction[:-1]
-    last = np.append(np.flatnonzero(changes), of_truth.size - 1)  # of each run
-    return of_truth[last], of_prediction[last], np.diff(last, prepend=-1)
+    (before,) = changes.nonzero()
+    last = np.empty(len(before) + 1, np.int64)  # pixel of each run
+    last[:-1], last[-1] = before, of_truth.size - 1
+    lengths = last.copy()
+    lengths[1:] -= before
+    lengths[0] += 1
+    return of_truth[last], of_prediction[last], lengths
 
 
 def _count_on_gpu(truth_ids: Any, prediction_ids: Any, truth_segments: Any, prediction_segments: Any, cells: int) -> Any:
@@ -271,8 +278,8 @@ def _check_painted(segments: PanopticMap, areas: Int64[np.ndarray, " indices"], 
         raise EvaluationError(
             f"{where} segment {unlisted[0]}{more} is painted in the map but not listed; list it, or repaint it as void (0)"
         )
-    unpainted = np.flatnonzero(areas[1:-1] == 0)
-    if len(unpainted):
+    if not areas[1:-1].all():
+        unpainted = np.flatnonzero(areas[1:-1] == 0)
         more = f" (and {len(unpainted) - 1} more)" if len(unpainted) > 1 else ""
         raise EvaluationError(
             f"{where} segment {segments.segment_ids[unpainted[0]]}{more} is listed but has no pixel in the map; "
@@ -284,9 +291,8 @@ def _check_stated(
     pixels: Int64[np.ndarray, " pairs"], areas: Int64[np.ndarray, " pairs"], ids: Int64[np.ndarray, " pairs"], where: str
 ) -> None:
     """No segment shares more pixels with a prediction than it has; one could only by an area that its file misstates."""
-    impossible = np.flatnonzero(pixels > areas)
-    if len(impossible):
-        pair = impossible[0]
+    if (pixels > areas).any():
+        pair = np.argmax(pixels > areas)
         raise EvaluationError(
             f"{where}: ground truth segment {ids[pair]} states an area of {areas[pair]} pixels and shares {pixels[pair]} "
             "with one prediction; correct the area, or count painted pixels (stated_areas=False)"

@@ -19,15 +19,16 @@ from thingstuff.structures.categories import Categories
 from thingstuff.structures.panoptic import PanopticMap
 from thingstuff.structures.segments import Segments
 
-HIGH_BITS, LOW_BITS = 26, 27  # an IoU in (0.5, 1] is a multiple of 2^-53: its upper 26 bits and its lower 27, each added up apart
+UNIT = 2**53  # of an IoU: every float in (0.5, 1] is a whole number of 1 / UNIT
+LOW_BITS = 27  # of a sum in units that travel in a number of their own, since 64 bits hold no more than 1024 whole IoUs
 
-TP, FP, FN, HIGH, LOW = range(5)  # columns of the state
+TP, FP, FN, IOU = range(4)  # of the state; IOU is the sum in units
 
 
 class PanopticQuality:
     """Adds up TP, FP, FN and IoU of each class over images, and gives PQ, SQ and RQ.
 
-    The state is five whole numbers for each class: memory does not grow with the images, and shards add up to the same digits in
+    The state is four whole numbers for each class: memory does not grow with the images, and shards add up to the same digits in
     any order, because IoUs are added exactly (in units of 2^-53) and rounded once, at the end.
 
     The defaults give the numbers of panopticapi, the tool that published numbers come from. Where it does something by accident,
@@ -65,7 +66,7 @@ class PanopticQuality:
 
     def reset(self) -> None:
         """Forget every image."""
-        self._state = np.zeros((len(self.categories), 5), np.int64)
+        self._state = [[0, 0, 0, 0] for _ in self.categories]
         self._is_total = False
 
     def update(
@@ -98,16 +99,14 @@ class PanopticQuality:
 
     def add(self, quality: ImageQuality) -> None:
         """Add what `compare` gave."""
-        change = np.zeros_like(self._state)
+        self._refuse_when_total()
         for class_, counts in quality.per_class.items():
-            change[class_, :HIGH] = counts.tp, counts.fp, counts.fn
-        if quality.matches:
-            classes, ious = np.array(quality.matched_classes), np.array([match.iou for match in quality.matches])
-            scaled = ious * 2.0**HIGH_BITS  # exact, as are the next two steps: only the exponent changes
-            high = np.floor(scaled)
-            np.add.at(change[:, HIGH], classes, high.astype(np.int64))
-            np.add.at(change[:, LOW], classes, ((scaled - high) * 2.0**LOW_BITS).astype(np.int64))
-        self._add_state(change)
+            state = self._state[class_]
+            state[TP] += counts.tp
+            state[FP] += counts.fp
+            state[FN] += counts.fn
+        for class_, match in zip(quality.matched_classes, quality.matches, strict=True):
+            self._state[class_][IOU] += int(match.iou * UNIT)  # exact: a power of two changes the exponent alone
 
     def update_many(
         self,
@@ -145,7 +144,8 @@ class PanopticQuality:
         self._refuse_when_total()
         if other.categories != self.categories or other.rules != self.rules:
             raise EvaluationError("panoptic qualities of other categories or other rules can't be added up; make them alike")
-        self._add_state(other._state)
+        for state, more in zip(self._state, other._state, strict=True):
+            state[:] = [one + another for one, another in zip(state, more, strict=True)]
 
     def synchronize(self) -> None:
         """Add up over the processes of torch.distributed, in every one of them; nothing where there is one process alone.
@@ -167,12 +167,11 @@ class PanopticQuality:
         distributed.all_reduce(marks, distributed.ReduceOp.MAX)
         if marks.tolist() != [mark, -mark]:
             raise EvaluationError("the processes measure panoptic quality by other categories or other rules; make them alike")
-        if self._state.max(initial=0) >= 2**63 // distributed.get_world_size():
-            raise EvaluationError("too many segments to add up in 64 bits; compute shards apart")
-        state = torch.from_numpy(self._state).to(device)
+        # 36 bits above the lower 27 stay below 2^63 for 2^36 matches of a class, over all processes
+        rows = [[tp, fp, fn, iou >> LOW_BITS, iou & ((1 << LOW_BITS) - 1)] for tp, fp, fn, iou in self._state]
+        state = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 5)
         distributed.all_reduce(state)
-        self._state = np.zeros_like(self._state)
-        self._add_state(state.cpu().numpy())
+        self._state = [[tp, fp, fn, (high << LOW_BITS) + low] for tp, fp, fn, high, low in state.tolist()]
         self._is_total = True
 
     def compute(self) -> dict[str, Any]:
@@ -185,7 +184,7 @@ class PanopticQuality:
         Raises:
             EvaluationError: a group is empty, where `refuse_empty_group` asks for it.
         """
-        rows = [_of_class(counts) for counts in self._state.tolist()]
+        rows = [_of_class(*counts) for counts in self._state]
         groups = {
             "All": rows,
             "Things": [row for row, category in zip(rows, self.categories, strict=True) if category.is_thing],
@@ -230,14 +229,6 @@ class PanopticQuality:
         self.add(quality)
         return quality
 
-    def _add_state(self, change: Int64[np.ndarray, "classes 5"]) -> None:
-        state = self._state + change
-        state[:, HIGH] += state[:, LOW] >> LOW_BITS
-        state[:, LOW] &= (1 << LOW_BITS) - 1
-        if state.min(initial=0) < 0:  # two numbers of 63 bits have a sum that reads as negative
-            raise EvaluationError("too many segments to add up in 64 bits; compute shards apart")
-        self._state = state
-
     def _refuse_when_total(self) -> None:
         if self._is_total:
             raise EvaluationError("this holds the total over all processes; compute it, and reset before adding more")
@@ -249,9 +240,8 @@ def class_names(categories: Categories) -> list[str]:
     return [f"{category.name} ({category.id})" if times[category.name] > 1 else category.name for category in categories]
 
 
-def _of_class(counts: list[int]) -> dict[str, Any]:
-    tp, fp, fn, high, low = counts
-    iou_sum = ((high << LOW_BITS) + low) / 2 ** (HIGH_BITS + LOW_BITS)  # whole numbers: rounded once
+def _of_class(tp: int, fp: int, fn: int, iou: int) -> dict[str, Any]:
+    iou_sum = iou / UNIT  # whole numbers: rounded once
     stated = tp + fp + fn > 0
     examples = tp + 0.5 * fp + 0.5 * fn
     return {

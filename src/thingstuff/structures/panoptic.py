@@ -119,13 +119,16 @@ class PanopticMap:
 def position_of(ids: Integer[np.ndarray, "*shape"], segment_ids: Int64[np.ndarray, " segments"]) -> Int64[np.ndarray, "*shape"]:
     """For each id 0 for void, k + 1 for `segment_ids[k]`, and the number of segments + 1 for any other."""
     values = ids.astype(np.int64, copy=False)
-    if len(segment_ids) == 0:
-        return (values != VOID).astype(np.int64)
     order = np.argsort(segment_ids)
-    in_order = segment_ids[order]
-    place = np.minimum(np.searchsorted(in_order, values), len(in_order) - 1)
-    other = np.where(values == VOID, 0, len(segment_ids) + 1)
-    return np.where(in_order[place] == values, order[place] + 1, other)
+    other = len(segment_ids) + 1
+    # void sorts before every segment; the largest number, which no id may be, after it, so that every search ends inside
+    keys = np.concatenate(([VOID], segment_ids[order], [np.iinfo(np.int64).max]))
+    positions = np.concatenate(([0], order + 1, [other]))
+    place = np.searchsorted(keys, values)
+    found = positions[place]
+    if (unlisted := keys[place] != values).any():
+        found[unlisted] = other
+    return found
 
 
 def _holds_integers(values: Any) -> bool:
