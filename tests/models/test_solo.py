@@ -452,4 +452,4 @@ def test_overfitting_one_image_finds_its_objects(name: str) -> None:
         truth = np.zeros((64, 96), bool)
         truth[int(y1) : int(y2), int(x1) : int(x2)] = True
         mask = segment.mask.dense()
-        assert (mask & truth).sum() / (mask | truth).sum() > 0.9
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.8
