@@ -1,6 +1,9 @@
 """YOLACT: shapes, losses added up by hand, gradients, empty images, rating of masks, export."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -327,6 +330,51 @@ def test_box_loss_by_hand() -> None:
     # cell (3, 3) of P3 has the anchor 20 20 36 36, and the object is that anchor; its neighbours overlap it by a third
     losses = model.losses(torch.zeros(1, 3, 64, 96), [_targets([[20, 20, 36, 36]], [0])])
     assert losses["box"].item() == pytest.approx(3.0 - 0.5, rel=1e-5)
+
+
+# Elsewhere
+
+# in a process of its own: the exporter can't trace the checker of shapes
+EXPORT = """
+import torch
+from thingstuff.models.catalog import YOLACT_TINY
+from thingstuff.models.yolact import Yolact
+
+torch.manual_seed(0)
+model = Yolact(YOLACT_TINY).eval()
+images = torch.randn(1, 3, 64, 96)
+with torch.no_grad():
+    expected = model(images)
+    got = torch.export.export(model, (images,)).module()(images)
+for name in ("class_logits", "box_deltas", "coefficients", "prototypes", "padded_size"):
+    torch.testing.assert_close(getattr(got, name), getattr(expected, name))
+"""
+
+
+def test_the_network_exports() -> None:
+    environment = os.environ | {"JAXTYPING_DISABLE": "1"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", EXPORT], check=True, env=environment, timeout=300)
+
+
+def _cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("not _cuda()", reason="needs a CUDA device")
+def test_forward_losses_and_segments_on_cuda_equal_the_cpu() -> None:
+    model = _model(mask_rating_channels=(4, 8)).eval()
+    images = torch.randn(2, 3, 64, 96)
+    expected = model(images)
+    here = model.segments(expected, _sizes(2), THREE, LOW)
+    model.cuda()
+    torch.testing.assert_close(model(images.cuda()).class_logits.cpu(), expected.class_logits, rtol=1e-3, atol=1e-3)
+    there = model.segments(model(images.cuda()), _sizes(2), THREE, LOW)
+    np.testing.assert_allclose(there[0].scores, here[0].scores, atol=1e-3)
+    targets = [_targets([[8, 8, 40, 40], [8, 8, 40, 40]], [0, 1]), _targets([], [])]
+    losses = model.train().losses(images.cuda(), [target.to("cuda") for target in targets])
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 # Configs

@@ -98,12 +98,11 @@ _550 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=550, long_side=550,
 YOLACT_LITE0 = replace(
     YOLACT_R50,
     backbone=BackboneConfig("tf_efficientnet_lite0"),
-    channels=96,
+    channels=80,
     prototypes=24,
-    prototype_channels=96,
+    prototype_channels=64,
     prototype_convs=2,
-    head_channels=96,
-    anchor_scales=(1.0, 2**0.5),
+    head_channels=80,
 )
 
 YOLACT_TINY = YolactConfig(

@@ -537,15 +537,17 @@ def _match(anchors: Float[Tensor, "anchors 4"], target: Targets, sampling: Sampl
 def _best_anchors(ious: Float[Tensor, "objects anchors"]) -> tuple[Int[Tensor, " _"], Int[Tensor, " _"]]:
     """An anchor for each object as long as there are any, highest IoU first, and the object of each."""
     best, which = ious.max(dim=1)
+    of_object, overlaps = which.tolist(), best.tolist()
     chosen: dict[int, int] = {}
-    taken = torch.zeros_like(ious[0], dtype=torch.bool)
     for owner in best.argsort(descending=True, stable=True).tolist():
-        anchor = int(which[owner])
+        anchor, overlap = of_object[owner], overlaps[owner]
         if anchor in chosen:
-            anchor = int(ious[owner].masked_fill(taken, 0.0).argmax())
-        if not taken[anchor] and ious[owner, anchor] > 0:
+            free = ious[owner].clone()
+            free[list(chosen)] = 0.0
+            anchor = int(free.argmax())
+            overlap = float(free[anchor])
+        if overlap > 0:
             chosen[anchor] = owner
-            taken[anchor] = True
     pairs = torch.tensor(list(chosen.items()), dtype=torch.int64, device=ious.device).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
