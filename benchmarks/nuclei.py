@@ -19,8 +19,6 @@ import thingstuff
 from thingstuff.data.folders import open_dataset
 from thingstuff.evaluation.average_precision import AveragePrecision
 
-LOWEST_SCORE = 0.05
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,6 +34,7 @@ def main() -> None:
     listed = json.loads((arguments.data / f"instances_{arguments.split}.json").read_text(encoding="utf-8"))["images"]
     modality = {image["id"]: image["modality"] for image in listed}
     model = thingstuff.load(arguments.model, device="cpu")
+    lowest = model.thresholds().score  # average precision looks at all that the model gives
     model.predict(dataset[0].path)  # what is set up only once
 
     segments, seconds = {}, {}
@@ -43,7 +42,7 @@ def main() -> None:
         assert record.path is not None
         encoded = record.path.read_bytes()
         start = time.perf_counter()
-        segments[record.image_id] = model.predict(encoded, LOWEST_SCORE, max_detections=arguments.max_detections)
+        segments[record.image_id] = model.predict(encoded, lowest, max_detections=arguments.max_detections)
         seconds[record.image_id] = time.perf_counter() - start
 
     numbers = f"{arguments.max_detections} detections an image, {arguments.threads} threads, torch {torch.__version__}"

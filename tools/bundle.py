@@ -1,6 +1,7 @@
 """Put the weights of a training run into the package: kernels in 16 bits, test-time numbers as the model shall have them.
 
-    python tools/bundle.py RUN/best.safetensors nuclei --detections 500 --proposals 1000
+    python tools/bundle.py RUN/best.safetensors nuclei --detections 500 --proposals 1500 --proposal-score 0.05 \
+        --score 0.03
 
 The file must stay under 16 MB; it is loaded once more at the end.
 """
@@ -21,6 +22,8 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--detections", type=int, help="objects an image, at most")
     parser.add_argument("--proposals", type=int, help="proposals an image, and of each level")
+    parser.add_argument("--proposal-score", type=float, help="objectness that a proposal must reach")
+    parser.add_argument("--score", type=float, help="class probability that an object must reach, where none is asked for")
     arguments = parser.parse_args()
 
     segmenter = thingstuff.load(arguments.weights, device="cpu")
@@ -30,6 +33,10 @@ def main() -> None:
         limits = replace(limits, detections=arguments.detections)
     if arguments.proposals:
         limits = replace(limits, proposals=arguments.proposals, proposals_per_level=arguments.proposals)
+    if arguments.proposal_score is not None:
+        limits = replace(limits, proposal_score=arguments.proposal_score)
+    if arguments.score is not None:
+        limits = replace(limits, score=arguments.score)
     segmenter.model.config = replace(config, thresholds=limits)
 
     BUNDLED.mkdir(exist_ok=True)
