@@ -229,10 +229,10 @@ class BoxHead(nn.Module):
         self, regions: Float[Tensor, "regions channels pool pool"]
     ) -> tuple[Float[Tensor, "regions classes_and_background"], Float[Tensor, "regions four_per_class"]]:
         for conv in self.convs:
-            regions = functional.relu(conv(regions))
+            regions = functional.relu_(conv(regions))
         x = regions.flatten(1)  # regions (channels row column)
         for fc in self.fcs:
-            x = functional.relu(fc(x))
+            x = functional.relu_(fc(x))
         return self.classes(x), self.deltas(x)
 
 
@@ -253,8 +253,8 @@ class MaskHead(nn.Module):
 
     def forward(self, regions: Float[Tensor, "regions channels pool pool"]) -> Float[Tensor, "regions classes size size"]:
         for conv in self.convs:
-            regions = functional.relu(conv(regions))
-        return self.logits(functional.relu(self.upsample(regions)))
+            regions = functional.relu_(conv(regions))
+        return self.logits(functional.relu_(self.upsample(regions)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,7 +384,7 @@ class MaskRCNN(Model):
 
     @torch.no_grad()
     def mask_logits(
-        self, levels: Sequence[Tensor], detections: Sequence[Detections], chunk: int = 128
+        self, levels: Sequence[Tensor], detections: Sequence[Detections], chunk: int = 64
     ) -> list[Float[Tensor, "_ size size"]]:
         """Mask logits of each detection for its own class, ``chunk`` regions at a time."""
         result = []
