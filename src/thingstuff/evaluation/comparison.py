@@ -134,7 +134,9 @@ def _affordable(report: Mapping[str, Any]) -> int:
     return affordable_samples(Matches.from_json(rows["mask"])) if rows.get("mask") else SAMPLES
 
 
-def _row(name: str, a: np.ndarray, b: np.ndarray, alone_a: np.ndarray, alone_b: np.ndarray, few: bool = False) -> dict[str, Any]:
+def _row(
+    name: str, a: np.ndarray, b: np.ndarray, alone_a: np.ndarray, alone_b: np.ndarray, *, few: bool = False
+) -> dict[str, Any]:
     """A figure of every draw of A and of B, and its one value on the images as they are; of few images it has no interval."""
     value_a, value_b = float(alone_a[0]), float(alone_b[0])
     stated = {"a": None if np.isnan(value_a) else value_a, "b": None if np.isnan(value_b) else value_b}
