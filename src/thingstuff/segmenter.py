@@ -34,7 +34,7 @@ class Segmenter:
     """
 
     def __init__(self, model: Model, categories: Categories, preprocessing: Preprocessing, name: str = ""):
-        # convolutions of today's backbones run up to twice as fast on a CPU when channels lie next to each other
+        # convolutions of light backbones run faster on a CPU when channels lie next to each other
         self.model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.categories = categories
         self.preprocessing = preprocessing

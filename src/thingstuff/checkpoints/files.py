@@ -207,7 +207,7 @@ def build(kind: type[Model], config: Any, tensors: Mapping[str, Tensor]) -> Mode
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Leaves out the draws of a fresh network's weights, half the time of loading one; all of them are about to be replaced."""
+    """Leaves out the draws of a fresh network's weights, which take long; all of them are about to be replaced."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in (Tensor.normal_, Tensor.uniform_):

@@ -159,7 +159,7 @@ def _ious(
     a: Float[Tensor, "a 4"], areas_of_a: Float[Tensor, " a"], b: Float[Tensor, "b 4"], areas_of_b: Float[Tensor, " b"]
 ) -> Float[Tensor, "a b"]:
     """IoU of every pair, or a number below 0 where they lie apart; rounded like the reference kernel, so that borderline
-    pairs agree, and done in place, as half the time of this file is spent here."""
+    pairs agree, and done in place, since most of the time of this file is spent here."""
     ax1, ay1, ax2, ay2 = a[:, :, None].unbind(1)
     bx1, by1, bx2, by2 = b.T.contiguous()
     scratch = torch.maximum(ax1, bx1)

@@ -215,7 +215,7 @@ def _strip_samples(image: Image.Image, format_: str | None, depth: int, name: st
 def _spread(samples: UInt8[np.ndarray, "height width *channels"], pixels: UInt8[np.ndarray, "height width 3"]) -> None:
     """Copy grey or RGB samples into RGB pixels."""
     if samples.ndim == 2:
-        for channel in range(3):  # seven times as fast as one broadcast assignment
+        for channel in range(3):  # faster than one broadcast assignment
             pixels[..., channel] = samples
     else:
         pixels[...] = samples
