@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from thingstuff.data.coco import PROBLEMS_SHOWN, read_coco
+from thingstuff.data.coco import read_coco
+from thingstuff.data.coco_json import PROBLEMS_SHOWN
 from thingstuff.errors import AnnotationError
 
 # a square of 2 x 2 pixels at x 1..3, y 1..3 of an image 4 wide and 6 high, in three spellings; RLE runs down the columns:

@@ -48,6 +48,11 @@ def test_two_categories_of_one_name_are_allowed_since_ids_tell_them_apart():
     assert len(Categories((Category(1, "N/A"), Category(2, "N/A")))) == 2
 
 
+def test_results_name_classes_of_one_name_with_their_category_ids():
+    categories = Categories((Category(1, "bat"), Category(7, "bat"), Category(2, "cat")))
+    assert categories.distinct_names == ("bat (1)", "bat (7)", "cat")
+
+
 def test_numbered_categories_stand_in_for_unknown_names():
     categories = Categories.numbered(2)
     assert list(categories) == [Category(1, "class 0"), Category(2, "class 1")]

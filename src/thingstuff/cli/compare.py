@@ -49,6 +49,6 @@ def run_compare(arguments: argparse.Namespace, out: Path | None, as_file: bool) 
 
 def _read(path: Path) -> dict[str, Any]:
     """The report in a file, or in the folder that holds it."""
-    from thingstuff.data.coco import read_json
+    from thingstuff.data.coco_json import read_json
 
     return read_json(path / REPORT if path.is_dir() else path)

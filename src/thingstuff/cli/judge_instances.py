@@ -60,7 +60,6 @@ def _report(
     values: dict[str, Any],
     found: "dict[int, Segments]",
 ) -> "tuple[dict[str, Any], list[Picture]]":
-    from thingstuff.evaluation.average_precision import distinct_names
     from thingstuff.evaluation.comparison import intervals
     from thingstuff.evaluation.operating_point import best_score, image_summaries
     from thingstuff.evaluation.report import Picture
@@ -68,7 +67,7 @@ def _report(
     matches = precision.matches("mask")
     score = best_score(matches)
     summaries = image_summaries(matches, score)
-    names = distinct_names(data.categories)
+    names = data.categories.distinct_names
     objects = Counter(item.class_ for record in data for item in record.objects if not item.is_crowd)
     errors, of_images = None, {}
     if not arguments.federated:  # where classes are left unannotated, nobody can say what is a mistake

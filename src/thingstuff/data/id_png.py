@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import UInt32
 from PIL import PngImagePlugin
 
+from thingstuff.data.coco_json import pixels
 from thingstuff.errors import AnnotationError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 
@@ -56,10 +57,6 @@ def _check_header(header: bytes, path: Path, max_pixels: int) -> tuple[int, int]
         )
     if height * width > max_pixels:
         raise AnnotationError(
-            f"{path}: has {_pixels(height, width)}, more than the limit of {max_pixels:,} pixels; raise max_pixels if it should"
+            f"{path}: has {pixels((height, width))}, more than the limit of {max_pixels:,} pixels; raise max_pixels if it should"
         )
     return height, width
-
-
-def _pixels(height: int, width: int) -> str:
-    return f"{width} x {height} pixels (width x height)"

@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from thingstuff.data.coco import (
-    _as_integer,
-    _ImageFolder,
-    _integer,
-    _is_number,
-    _pixels,
-    _Problem,
-    _Problems,
-    _read_categories,
-    _shown,
+from thingstuff.data.coco_json import (
+    ImageFolder,
+    Problem,
+    Problems,
+    as_integer,
+    declared_size,
+    integer,
+    is_number,
+    listed_images,
+    pixels,
+    read_categories,
     read_json,
+    shown,
 )
 from thingstuff.data.id_png import LARGEST_ID, png_size, read_id_png
 from thingstuff.errors import AnnotationError
@@ -60,8 +62,8 @@ class PanopticRecord:
         ids = read_id_png(self.png, self.max_pixels)
         if self.size is not None and ids.shape != self.size:
             raise AnnotationError(
-                f"image {self.image_id}: {self.png} has {_pixels((int(ids.shape[0]), int(ids.shape[1])))}, the image "
-                f"{_pixels(self.size)}; paint the map at the size of the image"
+                f"image {self.image_id}: {self.png} has {pixels((int(ids.shape[0]), int(ids.shape[1])))}, the image "
+                f"{pixels(self.size)}; paint the map at the size of the image"
             )
         return PanopticMap(ids, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
 
@@ -109,8 +111,8 @@ def read_panoptic(
     """
     path = Path(path)
     content = read_json(path)
-    problems = _Problems(path)
-    dataset = read_content(content, path, png_dir, image_dir, max_pixels, problems.add)
+    problems = Problems(path)
+    dataset = read_content(content, path, png_dir, image_dir, max_pixels, problems)
     problems.raise_if_any()
     assert dataset is not None
     return dataset
@@ -126,9 +128,9 @@ def read_panoptic_predictions(
     """
     path = Path(path)
     content = read_json(path)
-    problems = _Problems(path)
-    folder = _png_folder(path, png_dir, max_pixels, problems.add)
-    records = _read_annotations(content, categories, None, folder, problems.add) if folder else []
+    problems = Problems(path)
+    folder = _png_folder(path, png_dir, max_pixels, problems)
+    records = _read_annotations(content, categories, None, folder, problems) if folder else []
     problems.raise_if_any()
     return PanopticDataset(tuple(records), categories, path)
 
@@ -198,58 +200,42 @@ def read_content(
     png_dir: str | Path | None,
     image_dir: str | Path | None,
     max_pixels: int,
-    report: Callable[[str], None],
+    problems: Problems,
 ) -> PanopticDataset | None:
     """What `read_panoptic` gives of a file's content; each thing wrong is reported and left out, None where nothing is left."""
-    problems = _Problems(path)
-    categories = _read_categories(content, problems)
-    for problem in problems.shown:
-        report(problem)
-    images = _read_images(content, _photo_folder(path, image_dir, max_pixels), report)
-    folder = _png_folder(path, png_dir, max_pixels, report)
+    categories = read_categories(content, problems)
+    images = _read_images(content, _photo_folder(path, image_dir, max_pixels), problems)
+    folder = _png_folder(path, png_dir, max_pixels, problems)
     if categories is None or folder is None:
         return None
-    return PanopticDataset(tuple(_read_annotations(content, categories, images, folder, report)), categories, path)
+    return PanopticDataset(tuple(_read_annotations(content, categories, images, folder, problems)), categories, path)
 
 
-def _png_folder(path: Path, png_dir: str | Path | None, max_pixels: int, report: Callable[[str], None]) -> _ImageFolder | None:
+def _png_folder(path: Path, png_dir: str | Path | None, max_pixels: int, problems: Problems) -> ImageFolder | None:
     candidates = [path.with_suffix(""), path.with_name("panoptic")] if png_dir is None else [Path(png_dir)]
     for candidate in candidates:
         if candidate.is_dir():
-            return _ImageFolder(candidate, True, max_pixels)
-    report(f"the folder {candidates[0]} does not exist; put the PNGs there, or name their folder")
+            return ImageFolder(candidate, True, max_pixels)
+    problems.add(f"the folder {candidates[0]} does not exist; put the PNGs there, or name their folder")
     return None
 
 
-def _photo_folder(path: Path, image_dir: str | Path | None, max_pixels: int) -> _ImageFolder:
+def _photo_folder(path: Path, image_dir: str | Path | None, max_pixels: int) -> ImageFolder:
     if image_dir is not None and not Path(image_dir).is_dir():
         raise AnnotationError(f"{path}: the image folder {image_dir} does not exist; name the folder that holds the images")
-    return _ImageFolder(Path(image_dir) if image_dir is not None else path.parent / "images", False, max_pixels)
+    return ImageFolder(Path(image_dir) if image_dir is not None else path.parent / "images", False, max_pixels)
 
 
-def _read_images(content: dict[str, Any], folder: _ImageFolder, report: Callable[[str], None]) -> dict[ImageId, _Image]:
-    listed = content.get("images")
-    if not isinstance(listed, list):
-        report("'images' is missing or isn't a list; give each image an entry with id, file_name, height and width")
-        return {}
+def _read_images(content: dict[str, Any], folder: ImageFolder, problems: Problems) -> dict[ImageId, _Image]:
     images: dict[ImageId, _Image] = {}
-    for index, image in enumerate(listed):
-        where = f"images[{index}]"
+    for image_id, image, where in listed_images(content, _image_id, problems):
+        images[image_id] = _Image(None, None)  # so that its annotations aren't reported as homeless
         try:
-            if not isinstance(image, dict):
-                raise _Problem(f"{where}: is {_shown(image)}, not an object")
-            image_id = _image_id(image, "id", where)
-            if image_id in images:
-                raise _Problem(f"{where}: id {image_id!r} is taken by an earlier image; ids must differ")
-            images[image_id] = _Image(None, None)  # so that its annotations aren't reported as homeless
-            where = f"image {image_id}"
-            size = (_integer(image, "height", where), _integer(image, "width", where))
-            if min(size) < 1 or size[0] * size[1] > folder.max_pixels:
-                raise _Problem(f"{where}: declared {_pixels(size)}; it must have from 1 to {folder.max_pixels:,} pixels")
+            size = declared_size(image, folder.max_pixels, where)
             photo = folder.path_of(image.get("file_name"), where)
             images[image_id] = _Image(size, photo if photo is not None and photo.is_file() else None)
-        except _Problem as problem:
-            report(str(problem))
+        except Problem as problem:
+            problems.add(str(problem))
     return images
 
 
@@ -257,62 +243,62 @@ def _read_annotations(
     content: dict[str, Any],
     categories: Categories,
     images: dict[ImageId, _Image] | None,
-    folder: _ImageFolder,
-    report: Callable[[str], None],
+    folder: ImageFolder,
+    problems: Problems,
 ) -> list[PanopticRecord]:
     listed = content.get("annotations")
     if not isinstance(listed, list):
-        report("'annotations' is missing or isn't a list; give each image an entry with its segments_info")
+        problems.add("'annotations' is missing or isn't a list; give each image an entry with its segments_info")
         return []
     records: dict[ImageId, PanopticRecord] = {}
     for index, annotation in enumerate(listed):
         where = f"annotations[{index}]"
         try:
             if not isinstance(annotation, dict):
-                raise _Problem(f"{where}: is {_shown(annotation)}, not an object")
+                raise Problem(f"{where}: is {shown(annotation)}, not an object")
             image_id = _image_id(annotation, "image_id", where)
             if image_id in records:
-                raise _Problem(f"{where}: image {image_id} has an earlier annotation; give all its segments in one")
+                raise Problem(f"{where}: image {image_id} has an earlier annotation; give all its segments in one")
             if images is not None and image_id not in images:
-                raise _Problem(f"{where}: image_id {image_id!r} is no image of this file; add the image or remove the annotation")
+                raise Problem(f"{where}: image_id {image_id!r} is no image of this file; add the image or remove the annotation")
             where = f"image {image_id}"
             image = images[image_id] if images is not None else _Image(None, None)
             png = folder.path_of(annotation.get("file_name"), where)
             assert png is not None
             stored = png_size(png, folder.max_pixels)
             if image.size is not None and stored != image.size:
-                raise _Problem(f"{where}: {png} has {_pixels(stored)}, the image {_pixels(image.size)}; paint it at that size")
-            segments = _read_segments(annotation.get("segments_info"), categories, where, report)
+                raise Problem(f"{where}: {png} has {pixels(stored)}, the image {pixels(image.size)}; paint it at that size")
+            segments = _read_segments(annotation.get("segments_info"), categories, where, problems)
             records[image_id] = PanopticRecord(
                 image_id, png, categories, *segments, size=image.size, path=image.path, max_pixels=folder.max_pixels
             )
-        except _Problem as problem:
-            report(str(problem))
+        except Problem as problem:
+            problems.add(str(problem))
         except AnnotationError as error:
-            report(f"{where}: {error}")
+            problems.add(f"{where}: {error}")
     return list(records.values())
 
 
-def _read_segments(listed: Any, categories: Categories, where: str, report: Callable[[str], None]) -> tuple[Any, ...]:
+def _read_segments(listed: Any, categories: Categories, where: str, problems: Problems) -> tuple[Any, ...]:
     """segment_ids, classes, crowd, areas, boxes; what is wrong with a segment is reported."""
     if not isinstance(listed, list):
-        raise _Problem(f"{where}: 'segments_info' is {_shown(listed)}, must be a list with an object for each segment")
+        raise Problem(f"{where}: 'segments_info' is {shown(listed)}, must be a list with an object for each segment")
     rows: dict[int, _Row] = {}
     for index, segment in enumerate(listed):
         here = f"{where}: segments_info[{index}]"
         try:
             if not isinstance(segment, dict):
-                raise _Problem(f"{here}: is {_shown(segment)}, not an object")
-            segment_id = _integer(segment, "id", here)
+                raise Problem(f"{here}: is {shown(segment)}, not an object")
+            segment_id = integer(segment, "id", here)
             here = f"{where}: segment {segment_id}"
             if not 1 <= segment_id <= LARGEST_ID:
-                raise _Problem(f"{here}: its id must be from 1 to {LARGEST_ID}; 0 is void, and larger ids have no colour")
+                raise Problem(f"{here}: its id must be from 1 to {LARGEST_ID}; 0 is void, and larger ids have no colour")
             if segment_id in rows:
-                raise _Problem(f"{here}: is listed twice; list each segment once")
+                raise Problem(f"{here}: is listed twice; list each segment once")
             rows[segment_id] = (0, False, -1, NO_BOX)  # listed, whatever else is wrong with it
             rows[segment_id] = _read_segment(segment, categories, here)
-        except _Problem as problem:
-            report(str(problem))
+        except Problem as problem:
+            problems.add(str(problem))
     classes, crowd, areas, boxes = zip(*rows.values(), strict=True) if rows else ((), (), (), ())
     return (
         np.array(list(rows), np.int64),
@@ -324,30 +310,30 @@ def _read_segments(listed: Any, categories: Categories, where: str, report: Call
 
 
 def _read_segment(segment: dict[str, Any], categories: Categories, where: str) -> _Row:
-    category_id = _integer(segment, "category_id", where)
+    category_id = integer(segment, "category_id", where)
     try:
         class_ = categories.class_of(category_id)
     except AnnotationError as error:
-        raise _Problem(f"{where}: {error}") from error
+        raise Problem(f"{where}: {error}") from error
     is_crowd = segment.get("iscrowd", 0)
     if is_crowd not in (0, 1, None):
-        raise _Problem(f"{where}: 'iscrowd' is {_shown(is_crowd)}, must be 0 or 1")
+        raise Problem(f"{where}: 'iscrowd' is {shown(is_crowd)}, must be 0 or 1")
     area, box = segment.get("area"), segment.get("bbox")
     if area is not None:
-        area = _as_integer(area)
+        area = as_integer(area)
         if area is None or area < 0:
-            raise _Problem(f"{where}: 'area' is {_shown(segment['area'])}, must be a whole number of pixels, or left out")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        raise _Problem(f"{where}: 'bbox' is {_shown(box)}, must be [x, y, width, height], or left out")
+            raise Problem(f"{where}: 'area' is {shown(segment['area'])}, must be a whole number of pixels, or left out")
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        raise Problem(f"{where}: 'bbox' is {shown(box)}, must be [x, y, width, height], or left out")
     return class_, is_crowd == 1, -1 if area is None else area, NO_BOX if box is None else tuple(map(float, box))
 
 
 def _image_id(entry: dict[str, Any], key: str, where: str) -> ImageId:
     """Numbers are read however written, other texts as they are: Cityscapes names its images."""
     value = entry.get(key)
-    number = _as_integer(value)
+    number = as_integer(value)
     if number is not None and not isinstance(value, str):
         return number
     if isinstance(value, str) and value:
         return value
-    raise _Problem(f"{where}: {key!r} is {_shown(value) if key in entry else 'missing'}; give it a whole number or a text")
+    raise Problem(f"{where}: {key!r} is {shown(value) if key in entry else 'missing'}; give it a whole number or a text")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from thingstuff.data.coco import read_json
+from thingstuff.data.coco_json import Problems, read_json
 from thingstuff.data.panoptic import PanopticRecord, read_content
 from thingstuff.errors import AnnotationError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
@@ -30,8 +30,9 @@ def check_panoptic(
     """
     path = Path(path)
     content = read_json(path)
-    found: list[str] = []
-    dataset = read_content(content, path, png_dir, image_dir, max_pixels, found.append)
+    problems = Problems(path, limit=None)
+    dataset = read_content(content, path, png_dir, image_dir, max_pixels, problems)
+    found = problems.kept
     for record in dataset or ():
         found += check_record(record)
     listed, annotated = content.get("images"), content.get("annotations")

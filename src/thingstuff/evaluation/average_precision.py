@@ -5,7 +5,6 @@ The protocol is https://cocodataset.org/#detection-eval, and that of pycocotools
 truth, {image id: Segments} -> matches at IoU 0.50, 0.55 ... 0.95 -> precision at 101 recalls -> means
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -176,7 +175,7 @@ class AveragePrecision:
             **{kind: _summary(result, self._limits) for kind, result in accumulated.items()},
             "per_class": {
                 name: {kind: stated_mean(result.precision[:, :, class_, 0]) for kind, result in accumulated.items()}
-                for class_, name in enumerate(distinct_names(self.truth.categories))
+                for class_, name in enumerate(self.truth.categories.distinct_names)
             },
         }
 
@@ -187,7 +186,7 @@ class AveragePrecision:
         Precision is the highest at that recall or beyond, so that the mean of a curve is the metric that it is named after.
         None stands for the curves of a class without objects.
         """
-        names = distinct_names(self.truth.categories)
+        names = self.truth.categories.distinct_names
         curves: dict[str, Any] = {"recall": RECALLS.tolist()}
         for kind in self.kinds:
             precision = self._accumulate(kind).precision[..., 0]  # threshold recall class
@@ -378,12 +377,6 @@ def _curves(precision: Float64[np.ndarray, "thresholds recalls"]) -> dict[str, l
 def _coco_box(box: tuple[float, float, float, float]) -> list[float]:
     x1, y1, x2, y2 = box
     return [x1, y1, x2 - x1, y2 - y1]
-
-
-def distinct_names(categories: Categories) -> list[str]:
-    """The name of each class, with its category id where two share a name."""
-    times = Counter(categories.names)
-    return [f"{item.name} ({item.id})" if times[item.name] > 1 else item.name for item in categories]
 
 
 def _some(ids: Sequence[int]) -> str:

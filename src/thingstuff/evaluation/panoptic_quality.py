@@ -4,7 +4,7 @@
 """
 
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -192,7 +192,7 @@ class PanopticQuality:
         }
         return {
             **{name: self._mean(name, group) for name, group in groups.items()},
-            "per_class": dict(zip(class_names(self.categories), rows, strict=True)),
+            "per_class": dict(zip(self.categories.distinct_names, rows, strict=True)),
         }
 
     def _mean(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -232,12 +232,6 @@ class PanopticQuality:
     def _refuse_when_total(self) -> None:
         if self._is_total:
             raise EvaluationError("this holds the total over all processes; compute it, and reset before adding more")
-
-
-def class_names(categories: Categories) -> list[str]:
-    """The name of each class, with its category id where several classes share a name."""
-    times = Counter(categories.names)
-    return [f"{category.name} ({category.id})" if times[category.name] > 1 else category.name for category in categories]
 
 
 def _of_class(tp: int, fp: int, fn: int, iou: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from thingstuff.errors import ConfigError, EvaluationError
-from thingstuff.evaluation.average_precision import distinct_names
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.segments import Segments
 
@@ -115,7 +114,7 @@ class SemanticQuality:
             "n": sum(iou is not None for iou in ious),
             "per_class": {
                 name: {"iou": iou, "accuracy": accuracy, "pixels": int(pixels)}
-                for name, iou, accuracy, pixels in zip(distinct_names(self.categories), ious, accuracies, true, strict=True)
+                for name, iou, accuracy, pixels in zip(self.categories.distinct_names, ious, accuracies, true, strict=True)
             },
         }
 

@@ -4,6 +4,7 @@ Two numbers name a category. Its *category id* is the data set's own (COCO count
 into `Categories`, contiguous from 0, and the channel of a network's output.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,6 +89,12 @@ class Categories:
     @property
     def ids(self) -> tuple[int, ...]:
         return tuple(category.id for category in self.items)
+
+    @cached_property
+    def distinct_names(self) -> tuple[str, ...]:
+        """The name of each class, with its category id where several share a name: keys of results."""
+        times = Counter(self.names)
+        return tuple(f"{item.name} ({item.id})" if times[item.name] > 1 else item.name for item in self.items)
 
     @cached_property
     def _class_of_id(self) -> dict[int, int]:
