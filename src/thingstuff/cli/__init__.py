@@ -1,6 +1,6 @@
 """The command `thingstuff`: parse, call one function, print.
 
-    thingstuff predict | evaluate | train | models
+    thingstuff predict | evaluate | train | data | models
 
 Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 some inputs failed (each named), 2 wrong use,
 130 interrupted. Commands import torch when they need it, once their words are understood, so that `--help` answers at once.
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from thingstuff import __version__
-from thingstuff.cli import evaluate, models, predict, train
+from thingstuff.cli import data, evaluate, models, predict, train
 from thingstuff.errors import ThingstuffError
 
 DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
             evaluate.run_evaluate,
         ),
         "train": ("train a model on your own data", train.add_train_arguments, train.run_train),
+        "data": ("make data sets out of others", data.add_data_arguments, data.run_data),
         "models": ("list the models that come with the package", models.add_models_arguments, models.run_models),
     }.items():
         command = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")

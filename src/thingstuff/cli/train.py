@@ -19,6 +19,12 @@ def _count(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return text == "yes"
+
+
 def _weights(text: str) -> tuple[tuple[str, float], ...]:
     pairs = [part.partition("=") for part in text.split(",")]
     names = [name.strip() for name, _, _ in pairs]
@@ -42,6 +48,7 @@ OPTIONS = (
     _Option("validation_data", str, "another data set to validate on, a folder or a COCO file"),
     _Option("short_side", positive, "pixels of the short side that images are resized to"),
     _Option("long_side", positive, "pixels that the long side may then have"),
+    _Option("shrink", _yes_or_no, "yes or no: whether larger images are made smaller, too; no where objects do not grow with them"),
     _Option("backbone_weights", str, 'pretrained backbone: a file, or "imagenet" for what timm publishes'),
     _Option("steps", positive, "updates of the weights"),
     _Option("batch_size", positive, "images in a step and process"),
@@ -77,6 +84,7 @@ AUGMENTATION = (
     _Option("hue", fraction, "largest shift, in turns of the colour circle"),
     _Option("greyscale", fraction, "probability"),
     _Option("invert", fraction, "probability of the negative"),
+    _Option("copy_paste", fraction, "probability that objects of another image are pasted onto it"),
     _Option("min_pixels", positive, "objects of which fewer pixels are seen are left out"),
 )
 

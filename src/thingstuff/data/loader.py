@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from thingstuff.data.copy_paste import paste_objects
 from thingstuff.data.records import InstanceDataset, Record
 from thingstuff.data.transforms import Augmentation, Sample, augment
 from thingstuff.errors import AnnotationError, ConfigError, ThingstuffError
@@ -178,16 +179,31 @@ class _Views(Dataset["_Packed | ThingstuffError"]):
             seed,
             cache,
         )
+        self.is_thing = np.array([category.is_thing for category in dataset.categories], np.bool_)
+        self.pasted_from = np.array(  # the images that have a thing to paste
+            [
+                position
+                for position, record in enumerate(dataset)
+                if any(self.is_thing[found.class_] and not found.is_crowd for found in record.objects)
+            ],
+            np.int64,
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: tuple[int, int]) -> "_Packed | ThingstuffError":
         epoch, image = index
-        record = self.dataset[image]
         random = np.random.default_rng((self.seed, VIEW, epoch, image))
         try:
-            pixels = self.cache.image_of(record)
-            return _Packed.pack(augment(pixels, record, self.augmentation, self.preprocessing, random))
+            sample = self._view(image, random)
+            if self.augmentation.copy_paste and len(self.pasted_from) and random.random() < self.augmentation.copy_paste:
+                other = self._view(int(random.choice(self.pasted_from)), random)
+                sample = paste_objects(sample, other, self.is_thing, self.augmentation.min_pixels, random)
+            return _Packed.pack(sample)
         except ThingstuffError as error:
             return error
+
+    def _view(self, image: int, random: np.random.Generator) -> Sample:
+        record = self.dataset[image]
+        return augment(self.cache.image_of(record), record, self.augmentation, self.preprocessing, random)

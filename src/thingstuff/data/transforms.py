@@ -47,6 +47,7 @@ class Augmentation:
     hue: float = 0.0  # shift drawn from -amount to amount, in turns of the colour circle, 0.5 at most
     greyscale: float = 0.0  # probability
     invert: float = 0.0  # probability of showing the negative
+    copy_paste: float = 0.0  # probability that objects of another image are pasted onto it (data/copy_paste.py)
     min_pixels: int = 1  # objects with fewer visible pixels are dropped, in pixels of the network's input
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class Augmentation:
             "quarter_turn",
             "greyscale",
             "invert",
+            "copy_paste",
             "brightness",
             "contrast",
             "saturation",

@@ -203,11 +203,11 @@ def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
             )
     else:
         raise ConfigError(f"{recipe.model} is neither a file nor a model to train; these are: {', '.join(CATALOG)}")
-    if recipe.short_side or recipe.long_side:
-        old = segmenter.preprocessing
-        short = recipe.short_side or old.short_side
-        long = recipe.long_side or max(old.long_side, short)
-        segmenter.preprocessing = replace(old, short_side=short, long_side=long)
+    old = segmenter.preprocessing
+    short = recipe.short_side or old.short_side
+    long = recipe.long_side or max(old.long_side, short)
+    shrink = old.shrink if recipe.shrink is None else recipe.shrink
+    segmenter.preprocessing = replace(old, short_side=short, long_side=long, shrink=shrink)
     if recipe.backbone_weights:
         load_backbone_weights(segmenter.model.backbone, recipe.backbone_weights)
     return segmenter
