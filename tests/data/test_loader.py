@@ -1,6 +1,7 @@
 """Loaders: the same batches in every run, whatever the workers, interruptions and processes."""
 
 import multiprocessing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -151,3 +152,11 @@ def test_a_data_set_without_images_cannot_be_trained_on():
 def test_impossible_settings_are_refused(dataset: InstanceDataset, wrong: dict[str, int]):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         TrainingLoader(dataset, JITTER, PREPROCESSING, **{"batch_size": 1, **wrong})  # pyright: ignore[reportArgumentType]
+
+
+def test_pasted_objects_follow_from_the_seed_too_whatever_the_workers(dataset: InstanceDataset):
+    pasting = replace(JITTER, copy_paste=1.0)
+    alone, helped = (take(TrainingLoader(dataset, pasting, PREPROCESSING, 2, workers=workers), 3) for workers in (0, 1))
+    plain = take(TrainingLoader(dataset, JITTER, PREPROCESSING, 2), 3)
+    assert alone == helped
+    assert alone != plain

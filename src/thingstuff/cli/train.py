@@ -48,7 +48,9 @@ OPTIONS = (
     _Option("validation_data", str, "another data set to validate on, a folder or a COCO file"),
     _Option("short_side", positive, "pixels of the short side that images are resized to"),
     _Option("long_side", positive, "pixels that the long side may then have"),
-    _Option("shrink", _yes_or_no, "yes or no: whether larger images are made smaller, too; no where objects do not grow with them"),
+    _Option(
+        "shrink", _yes_or_no, "yes or no: whether larger images are made smaller, too; no where objects do not grow with them"
+    ),
     _Option("backbone_weights", str, 'pretrained backbone: a file, or "imagenet" for what timm publishes'),
     _Option("steps", positive, "updates of the weights"),
     _Option("batch_size", positive, "images in a step and process"),

@@ -39,7 +39,9 @@ def join(datasets: Sequence[InstanceDataset], categories: Sequence[str] | None =
         if lacking or more:
             shared = sorted(set.intersection(*(set(each.categories.names) for each in datasets)))
             which = f"has no category {lacking[0]!r}" if lacking else f"also has the category {more[0]!r}"
-            raise AnnotationError(f"{dataset.source}: {which}; all of them have {', '.join(shared) or 'none'}: name those to keep")
+            raise AnnotationError(
+                f"{dataset.source}: {which}; all of them have {', '.join(shared) or 'none'}: name those to keep"
+            )
     kept = Categories(tuple(category for category in first if category.name in wanted))
     records = [record for dataset in datasets for record in _in_categories(dataset, kept)]
     if len({record.image_id for record in records}) < len(records):

@@ -1,0 +1,103 @@
+"""Joining data sets: categories by name, ids that differ, images that are not overwritten."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thingstuff.cli import main
+from thingstuff.data.folders import open_dataset
+from thingstuff.data.join import join
+from thingstuff.errors import AnnotationError
+
+
+def write_set(folder: Path, names: dict[int, str], objects: list[tuple[int, int]], file_names: list[str], split: str) -> Path:
+    """Images with ids 1, 2 ... of 6 x 4 pixels; objects as (image id, category id), each 2 x 2 pixels."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(file_names):
+        Image.fromarray(np.full((4, 6, 3), 40 * number + len(names), np.uint8)).save(folder / "images" / name)
+    content = {
+        "images": [{"id": id_, "file_name": name, "height": 4, "width": 6} for id_, name in enumerate(file_names, start=1)],
+        "categories": [{"id": id_, "name": name} for id_, name in names.items()],
+        "annotations": [
+            {
+                **{"id": number, "image_id": image, "category_id": category, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0},
+                "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]],
+            }
+            for number, (image, category) in enumerate(objects, start=1)
+        ],
+    }
+    (folder / f"instances_{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path) -> tuple[Path, Path]:
+    people = write_set(tmp_path / "people", {1: "person"}, [(1, 1)], ["a.png"], "train")
+    street = write_set(tmp_path / "street", {3: "car", 7: "person"}, [(1, 3), (1, 7), (2, 3)], ["a.png", "b.png"], "train")
+    return people, street
+
+
+def test_categories_are_matched_by_name_and_images_without_them_stay_as_negatives(two_sets: tuple[Path, Path]):
+    joined = join([open_dataset(folder, "train") for folder in two_sets], ["person"])
+    assert joined.categories.names == ("person",)
+    assert joined.categories.ids == (1,)
+    assert [len(record.objects) for record in joined] == [1, 1, 0]
+    assert [record.image_id for record in joined] == [1, 2, 3]  # 1, 1 and 2 before
+    assert [found.annotation_id for record in joined for found in record.objects] == [1, 2]
+
+
+def test_ids_that_differ_already_stay(two_sets: tuple[Path, Path]):
+    only = join([open_dataset(two_sets[1], "train")], ["person"])
+    assert [record.image_id for record in only] == [1, 2]
+    assert only.categories.ids == (7,)
+
+
+def test_a_category_that_one_data_set_does_not_annotate_is_refused(two_sets: tuple[Path, Path]):
+    people, street = (open_dataset(folder, "train") for folder in two_sets)
+    with pytest.raises(AnnotationError, match=r"street.*also has the category 'car'; all of them have person"):
+        join([people, street])
+    with pytest.raises(AnnotationError, match=r"people.*has no category 'car'"):
+        join([people, street], ["person", "car"])
+    with pytest.raises(AnnotationError, match="no data set"):
+        join([])
+
+
+def test_two_categories_of_one_name_are_refused(tmp_path: Path):
+    doubled = write_set(tmp_path / "doubled", {1: "cell", 2: "cell"}, [], ["a.png"], "train")
+    with pytest.raises(AnnotationError, match="two categories 'cell'"):
+        join([open_dataset(doubled, "train")])
+
+
+def test_the_command_writes_a_folder_that_opens_like_any_other(
+    two_sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for folder, names in zip(two_sets, ({1: "person"}, {3: "car", 7: "person"}), strict=True):
+        write_set(folder, names, [], ["c.png"], "val")
+    out = tmp_path / "joined"
+    assert main(["data", "join", *map(str, two_sets), "--categories", "person", "--out", str(out)]) == 0
+    assert "3 images, 2 objects, 1 images without any" in capsys.readouterr().out
+    train, val = (open_dataset(out, split) for split in ("train", "val"))
+    assert [record.path.name for record in (*train, *val) if record.path] == ["a.png", "a-2.png", "b.png", "c.png", "c-2.png"]
+    assert len({record.image_id for record in (*train, *val)}) == 5
+    found = train[1].objects[0]
+    assert (found.box, found.area, found.mask.area) == ((0.0, 0.0, 2.0, 2.0), 4.0, 4)
+    for number, folder in enumerate(two_sets):  # each copy is of its own original
+        copy = out / "images" / ("a.png", "a-2.png")[number]
+        assert copy.read_bytes() == (folder / "images" / "a.png").read_bytes()
+
+
+def test_the_command_does_not_write_into_a_folder_that_holds_something(
+    two_sets: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    assert main(["data", "join", str(two_sets[0]), "--out", str(two_sets[1])]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_folder_without_splits_is_joined_whole(tmp_path: Path):
+    folder = write_set(tmp_path / "plain", {1: "person"}, [(1, 1)], ["a.png"], "train")
+    (folder / "instances_train.json").rename(folder / "instances.json")
+    assert main(["data", "join", str(folder), str(folder), "--out", str(tmp_path / "twice")]) == 0
+    assert len(open_dataset(tmp_path / "twice")) == 2
