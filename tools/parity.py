@@ -27,6 +27,7 @@ import torch
 from safetensors.numpy import save_file
 
 import thingstuff
+from thingstuff.models.contract import Task
 from thingstuff.segmenter import Segmenter
 from thingstuff.structures.images import ImageBatch, Preprocessing, read_image
 from thingstuff.structures.segments import Segments
@@ -206,15 +207,21 @@ class Case:
 
     # The thresholds
 
-    def thresholds(self, own: Any) -> Any:
+    def thresholds(self, own: Any, task: Task = Task.INSTANCE) -> Any:
         """The model's own limits with those that the case states, under any of the peers' names for them.
 
-        Each family has a dataclass of limits; of the settings below, those that it has a field for are looked for.
+        Each family has a dataclass of limits; of the settings below, those that it has a field for are looked for. What the
+        case states for the task alone comes last.
         """
         stated: dict[str, Any] = {}
         known = {field.name for field in fields(own)}
         named = known - {"score"} if "cell_score" in known else known  # SOLO's score_thr is that of its cells
-        for place in (self.section("config"), self.section("postprocessing"), self.facts):
+        if "task" in known:
+            stated["task"] = task
+        postprocessing = self.section("postprocessing")
+        of_task = postprocessing.get(task.value)
+        places = (self.section("config"), postprocessing, self.facts, of_task if isinstance(of_task, dict) else {})
+        for place in places:
             for field, names, number in (row for row in _NAMES if row[0] in named):
                 for figure in (_figure(place.get(name)) for name in names):
                     if figure is not None:
@@ -298,14 +305,40 @@ def load_case(case: Case, device: str | None) -> Segmenter:
         return thingstuff.load(case.write_checkpoint(Path(folder)), device)
 
 
-def prediction(segments: Segments) -> dict[str, np.ndarray]:
+def prediction(segments: Segments, task: Task = Task.INSTANCE) -> dict[str, np.ndarray]:
     """Segments in the form that compare.py reads."""
+    if task is Task.SEMANTIC:
+        return {"semantic_map": segments.semantic_map()}
+    if task is Task.PANOPTIC:
+        return {
+            "panoptic_map": segments.panoptic_map(),
+            "panoptic_ids": np.arange(1, len(segments) + 1),
+            "panoptic_labels": segments.classes,
+        }
     return {
         "boxes": segments.boxes,
         "scores": segments.scores,
         "labels": segments.classes,
         "masks_rle": np.array([mask.to_coco()["counts"] for mask in segments.rles], dtype=str),
     }
+
+
+# What expected.npz holds for each task
+_RESULTS = ((Task.INSTANCE, "masks_rle"), (Task.PANOPTIC, "panoptic_map"), (Task.SEMANTIC, "semantic_map"))
+
+
+def run_case(case: Case, device: str | None) -> dict[str, np.ndarray]:
+    """Every result that the case expects, in the form that compare.py reads."""
+    segmenter = load_case(case, device)
+    segmenter.model.config = case.anchors(segmenter.model.config)
+    batch = case.batch(segmenter)
+    found: dict[str, np.ndarray] = {}
+    with np.load(case.folder / "expected.npz") as expected:
+        wanted = [task for task, name in _RESULTS if name in expected]
+    for task in wanted:
+        limits = case.thresholds(segmenter.thresholds(task=task), task)
+        found |= prediction(segmenter.segment(batch, thresholds=limits)[0], task)
+    return found
 
 
 def check(folder: Path, device: str | None) -> Iterator[str]:
@@ -319,11 +352,7 @@ def check(folder: Path, device: str | None) -> Iterator[str]:
         name = case.name
         if not (folder / "keys.json").exists() or "image" not in case.facts:
             raise ValueError("not a model on an image; not supported yet")
-        segmenter = load_case(case, device)
-        segmenter.model.config = case.anchors(segmenter.model.config)
-        limits = case.thresholds(segmenter.thresholds())
-        segments = segmenter.segment(case.batch(segmenter), thresholds=limits)[0]
-        summaries, problems = recipe("compare").compare(folder, prediction(segments))
+        summaries, problems = recipe("compare").compare(folder, run_case(case, device))
     except Exception as error:  # whatever goes wrong with one case is its misfit, and the other cases still run
         problems = [" ".join(f"{type(error).__name__}: {error}".split())]
     words = "; ".join([*summaries, *problems[:3], *([f"... {len(problems)} misfits"] if len(problems) > 3 else [])])

@@ -15,12 +15,13 @@ import torch
 from thingstuff.checkpoints import load_foreign
 from thingstuff.checkpoints.files import is_own_format, read, save
 from thingstuff.errors import CheckpointError, ConfigError, ImageError, SizeError
-from thingstuff.models.contract import Model
+from thingstuff.models.contract import Model, Task
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preprocessing, read_image
 from thingstuff.structures.segments import Segments
 
 BUNDLED = Path(__file__).parent / "bundled"
+SHOWN_SCORE = 0.5  # from which an instance is shown where nobody says from which
 
 
 class Segmenter:
@@ -52,61 +53,67 @@ class Segmenter:
     def predict(
         self,
         images: list[Any] | tuple[Any, ...],
-        score_threshold: float = 0.5,
+        score_threshold: float | None = None,
         max_detections: int | None = None,
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        task: str | Task | None = None,
     ) -> list[Segments]: ...
     @overload
     def predict(
         self,
         images: Any,
-        score_threshold: float = 0.5,
+        score_threshold: float | None = None,
         max_detections: int | None = None,
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        task: str | Task | None = None,
     ) -> Segments: ...
 
     def predict(
         self,
         images: Any,
-        score_threshold: float = 0.5,
+        score_threshold: float | None = None,
         max_detections: int | None = None,
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        task: str | Task | None = None,
     ) -> Segments | list[Segments]:
         """Segments of one image, or a list of them for a list or tuple of images, in pixels of the original image.
 
         Args:
             images: a path, encoded bytes, PIL image, array or tensor; or a list or tuple of these.
-            score_threshold: keep segments scored higher, from 0 to 1.
+            score_threshold: keep segments scored higher, from 0 to 1; None: 0.5 for instances, else as the model says.
             max_detections: at most so many an image; None: as the model says.
             batch_size: images that run through the network together.
             max_pixels: refuse larger images.
+            task: "instance", "panoptic" or "semantic", of those that the model knows; None: as the model says.
 
         Raises:
             ImageError: an image can't be read, or is larger than ``max_pixels``.
-            ConfigError: a threshold outside its range.
+            ConfigError: a threshold outside its range, or a task that the model does not know.
         """
         if not isinstance(images, list | tuple):
-            return self.predict([images], score_threshold, max_detections, 1, max_pixels)[0]
+            return self.predict([images], score_threshold, max_detections, 1, max_pixels, task)[0]
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        limits = self._shown(score_threshold, max_detections, task)
         result: list[Segments] = []
         for start in range(0, len(images), batch_size):
             pictures = [read_image(source, max_pixels=max_pixels) for source in images[start : start + batch_size]]
             batch = self.preprocessing.batch(pictures)
-            found = self.segment(batch, score_threshold=score_threshold, max_detections=max_detections)
+            found = self.segment(batch, thresholds=limits)
             result += [replace(segments, image=picture) for segments, picture in zip(found, pictures, strict=True)]
         return result
 
     def stream(
         self,
         sources: Iterable[Any],
-        score_threshold: float = 0.5,
+        score_threshold: float | None = None,
         max_detections: int | None = None,
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        task: str | Task | None = None,
     ) -> Iterator[tuple[Any, Segments | ImageError]]:
         """Each source with its segments, in order; what can't be read comes back as its error and the rest go on.
 
@@ -114,6 +121,7 @@ class Segmenter:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        limits = self._shown(score_threshold, max_detections, task)
 
         def read_batch(chunk: list[Any]) -> tuple[list[Any], ImageBatch | None]:
             pictures: list[Any] = []
@@ -127,7 +135,7 @@ class Segmenter:
 
         def results(chunk: list[Any], future: Future) -> Iterator[tuple[Any, Segments | ImageError]]:
             pictures, batch = future.result()
-            found = iter(self.segment(batch, score_threshold=score_threshold, max_detections=max_detections) if batch else ())
+            found = iter(self.segment(batch, thresholds=limits) if batch else ())
             for source, picture in zip(chunk, pictures, strict=True):
                 yield source, picture if isinstance(picture, ImageError) else replace(next(found), image=picture)
 
@@ -148,24 +156,62 @@ class Segmenter:
 
         Args:
             batch: what ``preprocessing.batch`` gives.
-            overrides: ``score_threshold``, ``max_detections``, ``thresholds`` (all numbers of the model at once).
+            overrides: ``score_threshold``, ``max_detections``, ``task``, ``thresholds`` (all numbers of the model at once).
         """
         batch = batch.to(self.device)
         pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
         return self.model.segments(self.model(pixels), batch.sizes, self.categories, self.thresholds(**overrides))
 
-    def thresholds(self, score_threshold: float | None = None, max_detections: int | None = None, thresholds: Any = None) -> Any:
-        """The model's test-time numbers with some of them replaced."""
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What this model can be asked for."""
+        return self.model.tasks
+
+    @property
+    def task(self) -> Task:
+        """What this model gives unless asked for something else."""
+        return getattr(self.model.config.thresholds, "task", self.model.tasks[0])
+
+    def thresholds(
+        self,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        thresholds: Any = None,
+        task: str | Task | None = None,
+    ) -> Any:
+        """The model's test-time numbers with some of them replaced.
+
+        Raises:
+            ConfigError: a number outside its range, or a task that the model does not know.
+        """
         limits = thresholds or self.model.config.thresholds
+        if task is not None:
+            wanted = self._known_task(task)
+            # a model of one task has no field for it
+            limits = replace(limits, task=wanted) if hasattr(limits, "task") else limits
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:
                 raise ConfigError(f"score_threshold must lie from 0 to 1, got {score_threshold}")
-            limits = replace(limits, score=score_threshold)
+            limits = replace(limits, **dict.fromkeys(self.model.score_limits, score_threshold))
         if max_detections is not None:
             if max_detections < 1:
                 raise ConfigError(f"max_detections must be at least 1, got {max_detections}")
             limits = replace(limits, detections=max_detections)
         return limits
+
+    def _known_task(self, task: str | Task) -> Task:
+        known = {each.value: each for each in self.tasks}
+        word = task.value if isinstance(task, Task) else task
+        if word not in known:
+            raise ConfigError(f"{self.name or type(self.model).__name__} gives {' or '.join(known)} segments, not {word!r}")
+        return known[word]
+
+    def _shown(self, score_threshold: float | None, max_detections: int | None, task: str | Task | None) -> Any:
+        """The thresholds of `predict`: instances scored low are for curves, not for people."""
+        wanted = self.task if task is None else self._known_task(task)
+        if score_threshold is None and wanted is Task.INSTANCE:
+            score_threshold = SHOWN_SCORE
+        return self.thresholds(score_threshold, max_detections, task=wanted)
 
     def save(self, path: str | Path, half: bool = False, notes: Mapping[str, str] | None = None) -> None:
         """Write one safetensors file, all that ``load`` needs; ``half`` stores kernels in 16 bits, ``notes`` are kept as text."""

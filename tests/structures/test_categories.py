@@ -1,9 +1,11 @@
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 
 from thingstuff.errors import AnnotationError, ConfigError
-from thingstuff.structures.categories import COCO_THINGS, COCO_THINGS_WITH_GAPS, Categories, Category
+from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, COCO_THINGS_WITH_GAPS, Categories, Category
 
 CAT, DOG, SKY = Category(17, "cat", supercategory="animal"), Category(18, "dog"), Category(99, "sky", is_thing=False)
 
@@ -104,3 +106,26 @@ def test_the_coco_things_with_gaps_put_category_id_n_at_class_n_minus_1():
     assert COCO_THINGS_WITH_GAPS.ids == tuple(range(1, 91))
     assert COCO_THINGS_WITH_GAPS.names.count("N/A") == 10
     assert [c for c in COCO_THINGS_WITH_GAPS if c.name != "N/A"] == list(COCO_THINGS)
+
+
+def test_the_coco_panoptic_categories_are_the_things_and_then_53_kinds_of_stuff():
+    assert len(COCO_PANOPTIC) == 133
+    assert COCO_PANOPTIC.items[:80] == COCO_THINGS.items
+    stuff = COCO_PANOPTIC.items[80:]
+    assert not any(category.is_thing for category in stuff)
+    assert [category.id for category in stuff] == sorted(category.id for category in stuff)
+    assert (stuff[0].id, stuff[0].name, stuff[0].supercategory) == (92, "banner", "textile")
+    assert (stuff[-1].id, stuff[-1].name, stuff[-1].supercategory) == (200, "rug-merged", "textile")
+
+
+def test_the_coco_panoptic_categories_are_those_of_a_file(shared_data: Path):
+    entries = json.loads((shared_data / "panoptic-sample" / "panoptic.json").read_text())["categories"]
+    assert Categories.from_coco(entries) == COCO_PANOPTIC
+
+
+def test_stand_ins_for_stuff_follow_those_for_things():
+    assert [(c.id, c.name, c.is_thing) for c in Categories.numbered(2, 1)] == [
+        (1, "class 0", True),
+        (2, "class 1", True),
+        (3, "class 2", False),
+    ]

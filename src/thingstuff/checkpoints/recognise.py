@@ -15,7 +15,7 @@ from thingstuff.models.contract import Model
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNNConfig
 from thingstuff.models.yolact import YolactConfig
-from thingstuff.structures.categories import COCO_THINGS, Categories
+from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
 from thingstuff.structures.images import Preprocessing
 
 
@@ -39,9 +39,12 @@ def refuse_unsupported(names: Sequence[str], table: Sequence[tuple[str, str]], n
             raise CheckpointError(f"{name}: {what} ({library}, seen by {culprit}) is not supported yet")
 
 
-def categories_for(classes: int) -> Categories:
-    """COCO's where the number of classes says so, else numbered ones."""
-    return COCO_THINGS if classes == len(COCO_THINGS) else Categories.numbered(classes)
+def categories_for(things: int, stuff: int = 0) -> Categories:
+    """COCO's where the numbers of classes say so, else numbered ones; things before stuff."""
+    for known in (COCO_THINGS, COCO_PANOPTIC):
+        if [category.is_thing for category in known] == [True] * things + [False] * stuff:
+            return known
+    return Categories.numbered(things, stuff)
 
 
 def count(tensors: Mapping[str, Tensor], pattern: str, name: str) -> int:

@@ -119,6 +119,7 @@ def _of_model(
     arguments: argparse.Namespace, data: "PanopticDataset"
 ) -> "tuple[Iterator[tuple[PanopticRecord, PanopticMap | ImageError]], Callable[[PanopticRecord], PanopticMap]]":
     from thingstuff.cli.predictions import in_categories, matched_classes
+    from thingstuff.models.contract import Task
     from thingstuff.segmenter import load
     from thingstuff.structures.panoptic import PanopticMap
 
@@ -128,7 +129,8 @@ def _of_model(
     segmenter = load(arguments.model, device=arguments.device)
     classes = matched_classes(segmenter.categories, data.categories)
     options = {
-        "score_threshold": segmenter.thresholds().score if arguments.score is None else arguments.score,
+        "score_threshold": arguments.score,
+        "task": Task.PANOPTIC if Task.PANOPTIC in segmenter.tasks else None,
         "batch_size": arguments.batch_size,
         **given(max_pixels=arguments.max_pixels),
     }

@@ -46,7 +46,9 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME|FILE", default="nuclei", help='a bundled model\'s name or a checkpoint file ("nuclei")'
     )
-    parser.add_argument("--score", metavar="S", type=fraction, default=0.5, help="keep objects scored higher, from 0 to 1 (0.5)")
+    parser.add_argument(
+        "--score", metavar="S", type=fraction, help="keep objects scored higher, from 0 to 1 (0.5; panoptic: as the model says)"
+    )
     parser.add_argument(
         "--max-detections", metavar="N", type=positive, help="at most so many objects an image (as the model says)"
     )

@@ -41,6 +41,7 @@ def _stream(segmenter: "Segmenter", arguments: argparse.Namespace, data: "Instan
     found = segmenter.stream(
         [record.path for record in data],
         score_threshold=segmenter.thresholds().score if arguments.score is None else arguments.score,
+        task="instance",
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
         **given(max_pixels=arguments.max_pixels),

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -13,16 +15,35 @@ from thingstuff.structures.images import ImageSize, Targets
 from thingstuff.structures.segments import Segments
 
 
+class Task(Enum):
+    """What a network is asked for (Kirillov et al., 2019, arXiv:1801.00868, section 3)."""
+
+    INSTANCE = "instance"  # things, each with a score; masks may overlap
+    PANOPTIC = "panoptic"  # things one by one and stuff, sharing no pixel
+    SEMANTIC = "semantic"  # a class for each pixel, one segment a class
+
+
 class Model(nn.Module, ABC):
     """``model(images)`` gives the model's own ``Predictions``: what the network says, before any threshold.
 
     ``config`` is the model's frozen dataclass; it has ``classes`` and ``thresholds``, whose ``score`` and ``detections`` bound
-    what ``segments`` gives.
+    what ``segments`` gives. Where a model knows several tasks, ``thresholds.task`` says which is meant.
     """
 
     config: Any
     backbone: Backbone
+    tasks: ClassVar[tuple[Task, ...]] = (Task.INSTANCE,)
     loss_weights: ClassVar[Mapping[str, float]] = {}  # the paper's, by the losses' names; 1 where none is given
+    score_limits: ClassVar[tuple[str, ...]] = ("score",)  # the thresholds that one lower bound on scores replaces
+
+    @classmethod
+    def config_for(cls, config: Any, categories: Categories) -> Any:
+        """The config of a network for these categories, all else unchanged.
+
+        Raises:
+            ConfigError: a network of this kind can't learn them.
+        """
+        return replace(config, classes=len(categories))
 
     @abstractmethod
     def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:

@@ -40,11 +40,11 @@ class Categories:
             seen[category.id] = category
 
     @classmethod
-    def numbered(cls, count: int) -> "Categories":
-        """Stand-ins for a model whose file names no categories: "class 0", "class 1" ... with category ids 1 to `count`."""
-        if count < 0:
-            raise ConfigError(f"the number of categories must be 0 or more, got {count}")
-        return cls(tuple(Category(id=number + 1, name=f"class {number}") for number in range(count)))
+    def numbered(cls, things: int, stuff: int = 0) -> "Categories":
+        """Stand-ins for a model whose file names none, things first: "class 0", "class 1" ... with category ids 1, 2 ..."""
+        if min(things, stuff) < 0:
+            raise ConfigError(f"the number of categories must be 0 or more, got {min(things, stuff)}")
+        return cls(tuple(Category(number + 1, f"class {number}", is_thing=number < things) for number in range(things + stuff)))
 
     @classmethod
     def from_coco(cls, entries: Iterable[Any]) -> "Categories":
@@ -156,3 +156,42 @@ COCO_THINGS_WITH_GAPS = Categories(
     tuple(COCO_THINGS[COCO_THINGS.class_of(id_)] if id_ in COCO_THINGS.ids else Category(id_, "N/A") for id_ in range(1, 91))
 )
 """Category ids 1 to 90 as 90 classes, "N/A" where COCO has no such id: the outputs of torchvision's networks."""
+
+_COCO_STUFF_BY_SUPERCATEGORY: dict[str, dict[int, str]] = {
+    "textile": {92: "banner", 93: "blanket", 109: "curtain", 141: "pillow", 168: "towel", 200: "rug-merged"},
+    "building": {95: "bridge", 128: "house", 151: "roof", 166: "tent", 197: "building-other-merged"},
+    "raw-material": {100: "cardboard", 195: "paper-merged"},
+    "furniture-stuff": {
+        **{107: "counter", 112: "door-stuff", 130: "light", 133: "mirror-stuff", 156: "shelf", 161: "stairs"},
+        **{188: "cabinet-merged", 189: "table-merged"},
+    },
+    "floor": {118: "floor-wood", 190: "floor-other-merged"},
+    "plant": {119: "flower", 184: "tree-merged", 193: "grass-merged"},
+    "food-stuff": {122: "fruit", 196: "food-other-merged"},
+    "ground": {
+        **{125: "gravel", 144: "platform", 145: "playingfield", 147: "railroad", 149: "road", 154: "sand"},
+        **{159: "snow", 191: "pavement-merged", 194: "dirt-merged"},
+    },
+    "structural": {138: "net", 185: "fence-merged"},
+    "water": {148: "river", 155: "sea", 178: "water-other"},
+    "wall": {171: "wall-brick", 175: "wall-stone", 176: "wall-tile", 177: "wall-wood", 199: "wall-other-merged"},
+    "window": {180: "window-blind", 181: "window-other"},
+    "ceiling": {186: "ceiling-merged"},
+    "sky": {187: "sky-other-merged"},
+    "solid": {192: "mountain-merged", 198: "rock-merged"},
+}
+
+COCO_PANOPTIC = Categories(
+    (
+        *COCO_THINGS,
+        *sorted(
+            (
+                Category(id_, name, is_thing=False, supercategory=supercategory)
+                for supercategory, names in _COCO_STUFF_BY_SUPERCATEGORY.items()
+                for id_, name in names.items()
+            ),
+            key=lambda category: category.id,
+        ),
+    )
+)
+"""The 133 categories of COCO panoptic: the 80 things, then 53 kinds of stuff by category id; class 80 is "banner" (92)."""

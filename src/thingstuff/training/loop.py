@@ -186,7 +186,7 @@ def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
             # timm starts the last norm of each block at zero; frozen there, the block would never learn
             config = replace(config, backbone=replace(config.backbone, frozen_norms=False))
             tqdm.write(f"{recipe.model}: no backbone weights, so its norms are trained, not frozen", file=sys.stderr)
-        model = model_class(replace(config, classes=len(data.categories)))
+        model = model_class(model_class.config_for(config, data.categories))
         segmenter = Segmenter(model, data.categories, preprocessing, name=recipe.model)
     elif recipe.model in bundled_models() or Path(recipe.model).exists():
         segmenter = load(recipe.model, device="cpu")
