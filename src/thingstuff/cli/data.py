@@ -1,9 +1,10 @@
-"""`thingstuff data`: make data sets out of others, in the layout that every command reads."""
+"""`thingstuff data`: make data sets, drawn or out of others, in the layout that every command reads."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from thingstuff.cli.make_shapes import add_make_shapes_arguments, run_make_shapes
 from thingstuff.errors import ConfigError
 
 
@@ -41,7 +42,7 @@ def _run_join(arguments: argparse.Namespace) -> int:
     from thingstuff.formats.coco import write_json
 
     splits: list[str | None] = list(arguments.splits or _common_splits(arguments.data)) or [None]
-    out = _new_folder(arguments.out)
+    out = new_folder(arguments.out)
     parts = {split: join([open_dataset(folder, split) for folder in arguments.data], arguments.categories) for split in splits}
     # ids and file names must differ between the splits, too
     whole = join(list(parts.values()))
@@ -68,7 +69,7 @@ def _common_splits(folders: list[Path]) -> list[str]:
     return sorted(set.intersection(*found), key=lambda split: (split != "train", split != "val", split))
 
 
-def _new_folder(path: Path) -> Path:
+def new_folder(path: Path) -> Path:
     """Raises ConfigError where there is something already: images of two data sets in one folder could not be told apart."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} is not empty; give a new folder to --out")
@@ -80,5 +81,6 @@ def _new_folder(path: Path) -> Path:
 
 
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "make-shapes": ("draw little landscapes with things in them, and their truth", add_make_shapes_arguments, run_make_shapes),
     "join": ("join several data sets to one, with the objects of some categories", _add_join_arguments, _run_join),
 }

@@ -119,6 +119,21 @@ class Mask:
             codes += coco_rle.frPyObjects(flat, *size)
         return cls.from_coco(coco_rle.merge(codes) if len(codes) > 1 else codes[0])
 
+    @classmethod
+    def union(cls, masks: "Sequence[Mask]") -> "Mask":
+        """The pixels that any of these masks, one at least, sets; computed on runs.
+
+        Raises:
+            SizeError: the masks are not all of one image size.
+        """
+        sizes = {mask.size for mask in masks}
+        if len(sizes) != 1:
+            raise SizeError(f"a union needs masks of one image size, got {sorted(sizes) or 'none'}")
+        if len(masks) == 1:
+            return masks[0]
+        filled = [mask.to_coco() for mask in masks if mask.area]
+        return cls.from_coco(coco_rle.merge(filled)) if filled else masks[0]
+
     def dense(self) -> Bool[np.ndarray, "height width"]:
         """The whole image as booleans."""
         image = np.zeros(self.size, np.bool_)

@@ -106,6 +106,10 @@ class PanopticMap:
         """For each pixel 0 for void, k + 1 for segment k, and the number of segments + 1 for ids that are not listed."""
         return position_of(np.asarray(self.numpy().ids), self.segment_ids)
 
+    def semantic_map(self) -> Int64[np.ndarray, "height width"]:
+        """The class of each pixel, -1 for void and for ids that are not listed."""
+        return np.array([-1, *self.classes.tolist(), -1], np.int64)[self.index_map()]
+
     def painted_areas(self) -> Int64[np.ndarray, " segments"]:
         """Pixels of each segment, counted."""
         return np.bincount(self.index_map().ravel(), minlength=len(self) + 2)[1 : len(self) + 1]
