@@ -30,6 +30,7 @@ class Network:
     classes: int = 7  # without background
     agnostic_boxes: bool = False
     agnostic_masks: bool = False
+    offsets: int = 0  # numbers that the 3x3 convolutions of C3..C5 predict where they are deformable: 18 or 27
 
     @property
     def bottleneck(self) -> bool:
@@ -57,10 +58,10 @@ def conv_norm(conv, norm, kind, *shape):
     return {f"{conv}.weight": shape} | norm_of(norm, shape[0], kind)
 
 
-def backbone(net, conv, norm, shortcut):
+def backbone(net, conv, norm, shortcut, offset=""):
     """The ResNet, given how a library names convolution and norm `i` of (stage, block), and the parts of a shortcut.
 
-    The stem is convolution 1 of stage 0.
+    The stem is convolution 1 of stage 0. `offset` follows the name of a deformable convolution.
     """
     shapes = {f"{conv(0, 0, 1)}.weight": (64, 3, 7, 7)} | norm_of(norm(0, 0, 1), 64, net.norm)
     before = 64
@@ -76,6 +77,8 @@ def backbone(net, conv, norm, shortcut):
             for number, kernel in enumerate(kernels, start=1):
                 shapes[f"{conv(stage, block, number)}.weight"] = kernel
                 shapes |= norm_of(norm(stage, block, number), kernel[0], net.norm)
+                if net.offsets and stage > 1 and number == 2:
+                    shapes |= layer_of(f"{conv(stage, block, 2)}{offset}", net.offsets, kernel[0], 3, 3)
             if block == 0 and before != after:
                 names = shortcut(stage)
                 shapes[f"{names[0]}.weight"] = (after, before, 1, 1)
@@ -146,7 +149,7 @@ def detectron2_shapes(net):
     def shortcut(stage):
         return [f"backbone.bottom_up.res{stage + 1}.0.shortcut{end}" for end in ("", ".norm")]
 
-    shapes = backbone(net, conv, lambda *place: conv(*place) + ".norm", shortcut)
+    shapes = backbone(net, conv, lambda *place: conv(*place) + ".norm", shortcut, offset="_offset")
     for level, width in enumerate(widths_of(net), start=2):
         lateral, output = f"backbone.fpn_lateral{level}", f"backbone.fpn_output{level}"
         shapes |= conv_norm(lateral, lateral + ".norm", net.neck_norm, net.channels, width, 1, 1)
@@ -177,7 +180,7 @@ def detectron2_shapes(net):
     return shapes | layer_of("roi_heads.mask_head.predictor", 1 if net.agnostic_masks else net.classes, upsampled(net), 1, 1)
 
 
-def mmdetection_shapes(net):
+def mmdetection_shapes(net, offset=".conv_offset"):
     def short(kind):
         return {"frozen": "bn", "batch": "bn", "group": "gn"}.get(kind, "")
 
@@ -188,7 +191,7 @@ def mmdetection_shapes(net):
         name = f"{short(net.norm)}{number}"
         return f"backbone.layer{stage}.{block}.{name}" if stage else f"backbone.{name}"
 
-    shapes = backbone(net, conv, norm, lambda stage: [f"backbone.layer{stage}.0.downsample.{i}" for i in (0, 1)])
+    shapes = backbone(net, conv, norm, lambda stage: [f"backbone.layer{stage}.0.downsample.{i}" for i in (0, 1)], offset)
     for level, width in enumerate(widths_of(net)):
         for name, before, kernel in ((f"neck.lateral_convs.{level}", width, 1), (f"neck.fpn_convs.{level}", net.channels, 3)):
             norm_name = f"{name}.{short(net.neck_norm)}"

@@ -12,6 +12,7 @@ from thingstuff.checkpoints import LAYOUTS, detectron2, load_foreign, mmdetectio
 from thingstuff.checkpoints.files import shapes_of
 from thingstuff.checkpoints.rules import convert
 from thingstuff.errors import CheckpointError
+from thingstuff.models.deformable import Deformable
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNN
 from thingstuff.structures.categories import COCO_THINGS, COCO_THINGS_WITH_GAPS
@@ -62,6 +63,36 @@ def test_every_depth_is_found(layout, depth):
 def test_groups_and_widths_are_found(layout, depth, groups, width, options):
     found = described(layout, SHAPES[layout](Network(depth=depth, groups=groups, group_width=width))).config.backbone
     assert (found.name, found.options) == (f"resnet{depth}", options)
+
+
+DEFORMABLE = [
+    ("detectron2", {}),  # Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml
+    ("mmdetection", {}),
+    ("mmdetection", {"offset": ".conv_offset_mask"}),  # the names of older versions
+    ("mmdetection", {"offset": "_offset"}),
+]
+
+
+@pytest.mark.parametrize(("library", "names"), DEFORMABLE)
+@pytest.mark.parametrize(
+    ("network", "kind", "groups"),
+    [
+        (Network(offsets=18), Deformable.V1, 1),
+        (Network(depth=101, groups=32, group_width=4, offsets=27), Deformable.V2, 1),
+        (Network(offsets=4 * 27), Deformable.V2, 4),
+    ],
+)
+def test_deformable_convolutions_of_the_backbone_are_found(library, names, network, kind, groups):
+    layout = {"detectron2": detectron2, "mmdetection": mmdetection}[library]
+    found = described(layout, SHAPES[layout](network, **names)).config.backbone
+    blocks = {50: (4, 6, 3), 101: (4, 23, 3)}[network.depth]
+    assert found.deformable == tuple(f"layer{2 + stage}.{block}" for stage in range(3) for block in range(blocks[stage]))
+    assert (found.deformable_kind, found.deformable_groups, found.deformable_bias) == (kind, groups, False)
+
+
+def test_offsets_that_do_not_go_with_the_kernel_are_named():
+    with pytest.raises(CheckpointError, match=r"layer2\.0\.conv2 is deformable but predicts 20 numbers for 9 taps"):
+        described(detectron2, detectron2_shapes(Network(offsets=20)))
 
 
 @pytest.mark.parametrize("layout", SHAPES)
@@ -408,12 +439,10 @@ def test_weight_standardisation_is_refused():
         (detectron2, "roi_heads.res5.0.conv1.weight", "Mask R-CNN C4"),
         (detectron2, "backbone.res5.0.conv1.weight", r"Mask R-CNN without FPN \(DC5\)"),
         (detectron2, "roi_heads.box_head.0.fc1.weight", "Cascade R-CNN"),
-        (detectron2, "backbone.bottom_up.res3.0.conv2_offset.weight", "deformable convolutions"),
         (detectron2, "backbone.bottom_up.s1.b1.f.a.weight", "a RegNet backbone"),
         (detectron2, "sem_seg_head.p2.0.weight", "Panoptic FPN"),
         (detectron2, "sem_seg_head.pixel_decoder.mask_features.weight", "Mask2Former"),
         (mmdetection, "roi_head.bbox_head.0.fc_cls.weight", "Cascade R-CNN"),
-        (mmdetection, "backbone.layer2.0.conv2.conv_offset.weight", "deformable convolutions"),
         (mmdetection, "bbox_head.fc_cls.weight", "a network of MMDetection 1, which has background first,"),
         (mmdetection, "panoptic_head.query_embed.weight", "Mask2Former"),
         (mmdetection, "semantic_head.conv_logits.weight", "Panoptic FPN"),

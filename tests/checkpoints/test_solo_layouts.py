@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import thingstuff
 from thingstuff.checkpoints import LAYOUTS, adelaidet, mmdetection_solo
 from thingstuff.checkpoints.files import shapes_of
 from thingstuff.checkpoints.rules import convert
-from thingstuff.checkpoints.solo import LIGHT_SCALE_RANGES
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
+from thingstuff.models.deformable import Deformable
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig, Thresholds
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 
@@ -27,6 +27,7 @@ _BODY = [
     (r"neck\.lateral\.(\d)\.conv", r"neck.lateral_convs.\1.conv"),
     (r"neck\.output\.(\d)\.conv", r"neck.fpn_convs.\1.conv"),
     (r"\.norm\.", ".gn."),
+    (r"\.offset\.", ".conv_offset."),
 ]
 _COUNTED = r"mask_feature\.levels\.(\d)\.(\d)"
 NAMES = {
@@ -52,7 +53,7 @@ NAMES = {
         (r"column_branch\.convs", "bbox_head.ins_convs_x"),
         (r"row_branch\.convs", "bbox_head.ins_convs_y"),
         (r"kernel_branch\.convs", "bbox_head.kernel_convs"),
-        (r"^categories", "bbox_head.solo_cate"),
+        (r"^categories", "bbox_head.solo_cate"),  # dsolo_cate where masks are decoupled
         (r"^kernels\.(\d)", r"bbox_head.solo_ins_list.\1"),
         (r"^kernels", "bbox_head.solo_kernel"),
         (r"^columns", "bbox_head.dsolo_ins_list_x"),
@@ -63,6 +64,7 @@ NAMES = {
     "adelaidet": [
         (r"backbone\.body\.conv1\.weight", "backbone.bottom_up.stem.conv1.weight"),
         (r"backbone\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
+        (r"conv2\.offset", "conv2_offset"),
         (r"downsample\.0\.", "shortcut."),
         (r"downsample\.1\.", "shortcut.norm."),
         (r"\.bn(\d)\.", r".conv\1.norm."),
@@ -83,25 +85,55 @@ NAMES = {
 }
 
 _SIZES = {"classes": 7, "channels": 32, "head_channels": 64, "drop_empty": False}
-_SMALL_GRIDS = (20, 18, 12, 8, 6)
+_GRIDS = (10, 9, 6, 4, 3)
+_SHORT = (("layers", (1, 2, 1, 1)),)
+_448 = ((1.0, 56.0), (28.0, 112.0), (56.0, 224.0), (112.0, 448.0), (224.0, 2048.0))
+_512 = ((1.0, 64.0), (32.0, 128.0), (64.0, 256.0), (128.0, 512.0), (256.0, 2048.0))
+_DEFORMABLE = ("layer2.0", "layer2.1", "layer3.0", "layer4.0")
 CONFIGS = {
-    "solo": SOLOConfig(BackboneConfig("resnet34"), head_convs=3, grids=_SMALL_GRIDS, **_SIZES),
-    "decoupled": DecoupledSOLOConfig(BackboneConfig("resnet18"), head_convs=2, grids=_SMALL_GRIDS, **_SIZES),
+    "solo": SOLOConfig(BackboneConfig("resnet34"), head_convs=3, grids=_GRIDS, **_SIZES),
+    "decoupled": DecoupledSOLOConfig(BackboneConfig("resnet18"), head_convs=2, grids=_GRIDS, **_SIZES),
     "decoupled light": DecoupledSOLOConfig(
-        BackboneConfig("resnet50"),
+        BackboneConfig("resnet50", _SHORT), head_convs=2, grids=_GRIDS, scale_ranges=_512, shared_convs=True, **_SIZES
+    ),
+    "decoupled light dcn": DecoupledSOLOConfig(
+        BackboneConfig("resnet50", _SHORT, deformable=_DEFORMABLE, deformable_kind=Deformable.V1),
         head_convs=2,
-        grids=_SMALL_GRIDS,
-        scale_ranges=LIGHT_SCALE_RANGES,
+        deformable_convs=1,
+        deformable_kind=Deformable.V1,
+        grids=_GRIDS,
+        scale_ranges=_512,
         shared_convs=True,
         **_SIZES,
     ),
-    "solov2": SOLOv2Config(BackboneConfig("resnet101"), head_convs=3, mask_channels=32, kernel_channels=96, **_SIZES),
+    "solov2": SOLOv2Config(BackboneConfig("resnet50", _SHORT), head_convs=4, mask_channels=32, kernel_channels=96, **_SIZES),
     "solov2 light": SOLOv2Config(
-        BackboneConfig("resnet18"),
-        head_convs=2,
+        BackboneConfig("resnet18"), head_convs=2, mask_channels=32, kernel_channels=32, scale_ranges=_448, **_SIZES
+    ),
+    "solov2 light dcn": SOLOv2Config(
+        BackboneConfig("resnet50", _SHORT, deformable=_DEFORMABLE, deformable_kind=Deformable.V1),
+        head_convs=3,
+        deformable_convs=1,
+        deformable_kind=Deformable.V1,
         mask_channels=32,
         kernel_channels=32,
-        scale_ranges=LIGHT_SCALE_RANGES,
+        scale_ranges=_512,
+        **_SIZES,
+    ),
+    "solov2 v1": SOLOv2Config(  # in the backbone alone
+        BackboneConfig("resnet50", _SHORT, deformable=_DEFORMABLE, deformable_kind=Deformable.V1),
+        head_convs=4,
+        mask_channels=32,
+        kernel_channels=96,
+        **_SIZES,
+    ),
+    "solov2 dcn": SOLOv2Config(
+        BackboneConfig("resnet50", (*_SHORT, ("cardinality", 32), ("base_width", 4)), deformable=_DEFORMABLE),
+        head_convs=4,
+        deformable_convs=4,
+        deformable_masks=Deformable.V2,
+        mask_channels=32,
+        kernel_channels=96,
         **_SIZES,
     ),
 }
@@ -110,13 +142,14 @@ PAIRS = [
     *((layout, kind) for layout in ("mmdetection", "authors") for kind in CONFIGS),
     ("adelaidet", "solov2"),
     ("adelaidet", "solov2 light"),
+    ("adelaidet", "solov2 v1"),
 ]
 
 
-def theirs(layout, name):
+def theirs(layout, kind, name):
     for pattern, replacement in NAMES[layout]:
         name = re.sub(pattern, replacement, name)
-    return name
+    return name.replace("solo_cate", "dsolo_cate") if kind.startswith("decoupled") else name
 
 
 @cache
@@ -127,7 +160,7 @@ def shapes_here(kind):
 
 def hollow(layout, kind):
     """A file's arrays, without memory."""
-    return {theirs(layout, name): torch.tensor(0.5).expand(shape) for name, shape in shapes_here(kind).items()}
+    return {theirs(layout, kind, name): torch.tensor(0.5).expand(shape) for name, shape in shapes_here(kind).items()}
 
 
 def described(tensors, meta=None):
@@ -145,7 +178,7 @@ def test_the_names_of_mmdetection_are_those_of_the_cases(case):
     tensors = {name: torch.tensor(0.5).expand(shape) for name, shape in keys.items()}
     found = described(tensors)
     shapes = shapes_of(found.model, found.config)
-    assert {theirs("mmdetection", name) for name in shapes} == set(keys)
+    assert {theirs("mmdetection", "", name) for name in shapes} == set(keys)
     convert(tensors, found.rules, shapes, case)
 
 
@@ -154,7 +187,7 @@ def test_every_size_is_found_and_every_array_has_its_place(layout, kind):
     tensors = hollow(layout, kind)
     found = described(tensors)
     expected = CONFIGS[kind]
-    in_1x1 = layout == "adelaidet" and expected.backbone.name not in ("resnet18", "resnet34")
+    in_1x1 = layout == "adelaidet" and expected.backbone.name == "resnet50"
     backbone = replace(expected.backbone, frozen_norms=True, stride_in_1x1=in_1x1)
     assert found.model is MODELS[type(expected)]
     assert found.config == replace(expected, backbone=backbone)
@@ -162,26 +195,55 @@ def test_every_size_is_found_and_every_array_has_its_place(layout, kind):
     assert set(convert(tensors, found.rules, shapes_here(kind), "model.pth")) == set(shapes_here(kind))
 
 
-def test_a_network_answers_alike_from_every_layout(tmp_path):
+def lively(kind):
+    """A network in which every array matters: norms have statistics, kernels move their taps, masks have shapes."""
     torch.manual_seed(0)
-    config = CONFIGS["solov2 light"]
-    model = SOLOv2(config).eval()
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):  # norms without statistics would be taken for caffe's
-            buffer.normal_(std=0.1)
+    config = CONFIGS[kind]
+    model = MODELS[type(config)](config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                continue
+            if name.endswith("running_mean"):  # without statistics these would be taken for caffe's
+                tensor.normal_(std=0.1)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0)
+            elif "bn" in name or "norm" in name or "downsample.1" in name:
+                tensor.normal_(mean=0.5 if name.endswith("weight") else 0.0, std=0.3)
+            elif ".offset." in name:
+                tensor.normal_(std=0.1)
+            elif name.startswith(("categories", "kernels", "columns", "rows")) and name.endswith("weight"):
+                tensor.mul_(20)
+    return model
+
+
+def flat(predictions):
+    """All arrays of a network's predictions, by the field's name and the level."""
+    for field in fields(predictions):
+        value = getattr(predictions, field.name)
+        for level, array in enumerate(value if isinstance(value, tuple) else (value,)):
+            yield f"{field.name} {level}", array
+
+
+@pytest.mark.parametrize(("layout", "kind"), PAIRS)
+def test_a_network_answers_alike_from_every_layout(layout, kind, tmp_path):
+    model = lively(kind)
     image = torch.randn(1, 3, 64, 96)
+    state = {theirs(layout, kind, name): tensor for name, tensor in model.state_dict().items()}
+    expected = model
+    if layout == "adelaidet":
+        stem = "backbone.bottom_up.stem.conv1.weight"
+        state[stem] = state[stem].flip(1)  # reads BGR
+        if "50" in model.config.backbone.name:
+            backbone = replace(model.config.backbone, stride_in_1x1=True)
+            expected = SOLOv2(replace(model.config, backbone=backbone)).eval()
+            expected.load_state_dict(model.state_dict())
+    torch.save({"state_dict": state}, tmp_path / "model.pth")
+    loaded = thingstuff.load(tmp_path / "model.pth", device="cpu").model
     with torch.inference_mode():
-        expected = model(image)
-    for layout in NAMES:
-        state = {theirs(layout, name): tensor for name, tensor in model.state_dict().items()}
-        if layout == "adelaidet":  # reads BGR
-            state["backbone.bottom_up.stem.conv1.weight"] = state["backbone.bottom_up.stem.conv1.weight"].flip(1)
-        torch.save({"state_dict": state}, tmp_path / "model.pth")
-        loaded = thingstuff.load(tmp_path / "model.pth", device="cpu").model
-        with torch.inference_mode():
-            found = loaded(image)
-        torch.testing.assert_close(found.mask_feature, expected.mask_feature, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(found.kernels[3], expected.kernels[3], atol=1e-4, rtol=1e-4)
+        for (name, found), (_, wanted) in zip(flat(loaded(image)), flat(expected(image)), strict=True):
+            assert wanted.std() > 1e-3, name
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_images_are_those_of_the_published_networks():
@@ -192,7 +254,7 @@ def test_the_images_are_those_of_the_published_networks():
     }
     assert sizes["mmdetection", "solo"] == sizes["authors", "solov2"] == sizes["adelaidet", "solov2"] == (800, 1333)
     assert sizes["mmdetection", "solov2 light"] == sizes["authors", "solov2 light"] == (448, 768)
-    assert sizes["authors", "decoupled light"] == (512, 852)
+    assert sizes["authors", "decoupled light"] == sizes["authors", "solov2 light dcn"] == (512, 852)
     assert described(hollow("adelaidet", "solov2")).preprocessing.std == (1.0, 1.0, 1.0)
     assert described(hollow("authors", "solov2")).preprocessing.std == (58.395, 57.12, 57.375)
 
@@ -219,12 +281,7 @@ test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(852, 512))]
 @pytest.mark.parametrize(
     ("layout", "extra", "what"),
     [
-        ("mmdetection", "mask_head.kernel_convs.2.conv.conv_offset.weight", "a network with deformable convolutions"),
-        ("authors", "bbox_head.cate_convs.1.conv.conv_offset_mask.weight", "a network with deformable convolutions"),
-        ("authors", "backbone.layer3.0.conv2_offset.weight", "a network with deformable convolutions"),
-        ("mmdetection", "backbone.layer3.0.conv2.conv_offset.weight", "a network with deformable convolutions"),
         ("mmdetection", "backbone.stem.0.weight", "a ResNet with a deep stem"),
-        ("adelaidet", "backbone.bottom_up.res3.0.conv2_offset.weight", "a network with deformable convolutions"),
         ("adelaidet", "ins_head.cate_tower.0.bias", "SOLOv2 without group norm"),
         ("adelaidet", "backbone.bottom_up.stem.conv1_1.weight", "a ResNet with a deep stem"),
     ],
@@ -253,6 +310,24 @@ def test_settings_that_change_the_result_are_named(setting):
     meta = with_config(f"model = dict(mask_head=dict({setting}))")
     with pytest.raises(CheckpointError, match=rf"model\.mask_head\.{setting.partition('=')[0]}.* is not supported yet"):
         described(hollow("mmdetection", "solo"), meta)
+
+
+@pytest.mark.parametrize("old", [".conv_offset_mask.", "_offset.", "_offset_mask."])
+def test_older_names_of_offsets_are_the_same_network(old):
+    tensors = {name.replace(".conv_offset.", old): tensor for name, tensor in hollow("authors", "solov2 dcn").items()}
+    assert described(tensors).config == described(hollow("authors", "solov2 dcn")).config
+    convert(tensors, described(tensors).rules, shapes_here("solov2 dcn"), "model.pth")
+
+
+def test_deformable_convolutions_must_be_the_last_of_their_branches():
+    tensors = hollow("authors", "solov2 light dcn")
+    for part in ("weight", "bias"):
+        tensors[f"bbox_head.kernel_convs.0.conv.conv_offset.{part}"] = tensors.pop(
+            f"bbox_head.kernel_convs.2.conv.conv_offset.{part}"
+        )
+    found = described(tensors)
+    with pytest.raises(CheckpointError, match=r"bbox_head\.kernel_convs\.0\.conv\.conv_offset\.weight .*no such parameter"):
+        convert(tensors, found.rules, shapes_of(found.model, found.config), "model.pth")
 
 
 def test_a_missing_array_is_named():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from thingstuff.errors import ConfigError
-from thingstuff.models.backbone import Backbone, BackboneConfig, DeformableConv
+from thingstuff.models.backbone import Backbone, BackboneConfig
+from thingstuff.models.deformable import Deformable, DeformableConv
 
 SMALL = (("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))
 
@@ -84,28 +85,6 @@ def test_the_levels_are_those_of_the_strides_where_timm_leaves_levels_out():
     assert [tuple(level.shape[-2:]) for level in levels] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-def test_a_deformable_convolution_without_offsets_is_half_a_plain_one() -> None:
-    # a weight of 0 before the sigmoid halves every sample
-    conv = DeformableConv(3, 5, stride=2, bias=True)
-    x = torch.randn(2, 3, 9, 11)
-    plain = torch.nn.functional.conv2d(x, conv.weight, stride=2, padding=1)
-    assert conv.bias is not None
-    torch.testing.assert_close(conv(x), 0.5 * plain + conv.bias[:, None, None])
-
-
-def test_a_deformable_convolution_samples_where_its_offsets_say() -> None:
-    conv = DeformableConv(1, 1, stride=1, bias=False)
-    with torch.no_grad():
-        conv.weight.zero_()
-        conv.weight[0, 0, 1, 1] = 1.0  # the tap in the middle, number 4
-        assert conv.offset.bias is not None
-        conv.offset.bias[2 * 4 + 1] = 1.5  # one and a half to the right
-        conv.offset.bias[18 + 4] = 100.0  # weight 1
-    row = torch.tensor([[[[0.0, 2.0, 4.0, 8.0, 0.0, 0.0]]]])
-    # between cells 1 and 2, 2 and 3, 3 and 4, 4 and 5; beyond the last cell there is nothing
-    torch.testing.assert_close(conv(row), torch.tensor([[[[3.0, 6.0, 4.0, 0.0, 0.0, 0.0]]]]))
-
-
 def test_deformable_blocks_are_those_named_and_no_others() -> None:
     backbone = Backbone(BackboneConfig("resnet18", SMALL, deformable=("layer3.0",)))
     found = [name for name, module in backbone.body.named_modules() if isinstance(module, DeformableConv)]
@@ -114,6 +93,28 @@ def test_deformable_blocks_are_those_named_and_no_others() -> None:
     for wrong in ("layer9.0", "conv1"):
         with pytest.raises(ConfigError, match=f"no block {wrong}"):
             Backbone(BackboneConfig("resnet18", SMALL, deformable=(wrong,)))
+
+
+def test_a_deformable_convolution_replaces_one_with_groups_and_a_moved_stride() -> None:
+    options = (*SMALL, ("cardinality", 4), ("base_width", 16), ("layers", (1, 2, 1, 1)))
+    config = BackboneConfig(
+        "resnet50", options, stride_in_1x1=True, deformable=("layer2.0",), deformable_kind=Deformable.V1, deformable_groups=2
+    )
+    plain = Backbone(BackboneConfig("resnet50", options, stride_in_1x1=True)).body.get_submodule("layer2.0.conv2")
+    conv = Backbone(config).body.get_submodule("layer2.0.conv2")
+    assert isinstance(conv, DeformableConv)
+    assert conv.weight.shape == plain.weight.shape  # (16 out, 4 of 16 in, 3, 3)
+    assert conv.stride == 1
+    assert conv.offset.weight.shape[0] == 2 * 2 * 9  # parts, y and x, taps
+
+
+def test_deformable_convolutions_that_can_not_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="deformable_kind"):
+        BackboneConfig("resnet50", deformable=("layer2.0",), deformable_kind=Deformable.NO)
+    with pytest.raises(ConfigError, match="not 3 equal parts"):
+        Backbone(BackboneConfig("resnet18", SMALL, deformable=("layer2.0",), deformable_groups=3)).eval()
+    with pytest.raises(ConfigError, match="at least 1"):
+        BackboneConfig("resnet50", deformable_groups=0)
 
 
 def test_leaky_relus_take_the_slope_stated() -> None:

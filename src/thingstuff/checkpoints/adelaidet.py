@@ -20,7 +20,6 @@ from thingstuff.structures.images import IMAGENET_MEAN, Preprocessing, Resize
 LIBRARY = "AdelaiDet"
 
 UNSUPPORTED = (
-    (r".+\.conv2_offset\..+|.+_tower\.\d+\.offset\..+", "a network with deformable convolutions"),
     (r"ins_head\.\w+_tower\.0\.bias", "SOLOv2 without group norm in its branches"),
     *(entry for entry in detectron2.UNSUPPORTED if entry[0].startswith(r"backbone\.")),
 )

@@ -31,7 +31,6 @@ UNSUPPORTED = (
     (r"semantic_head\..+", "Panoptic FPN"),
     (r"bbox_head\.(fc_cls|fc_reg|shared_fcs|shared_convs)\..+", "a network of MMDetection 1, which has background first,"),
     (r"roi_head\.(bbox|mask)_head\.\d+\..+", "Cascade R-CNN or HTC"),
-    (r".+\.conv_offset(_mask)?\..+|.+\.conv2_offset\..+", "a backbone with deformable convolutions"),
     (r"roi_head\.shared_head\..+", "Mask R-CNN C4"),
     (r"roi_head\.(mask_iou_head|point_head)\..+", "Mask Scoring R-CNN or PointRend"),
     (r"roi_head\.bbox_head\.(cls|reg)_(convs|fcs)\..+", "a box head with separate branches"),

@@ -28,11 +28,14 @@ BACKBONE_SETTINGS: Supported = (
     ("backbone.strides", ([1, 2, 2, 2],)),
     ("backbone.dilations", ([1, 1, 1, 1],)),
     ("backbone.norm_cfg.eps", (1e-5,)),
+    ("backbone.dcn.type", ("DCN", "DCNv2")),
 )
+OFFSETS = r"(?:\.conv)?_offset(?:_mask)?"  # after a deformable convolution's name; each version of mmcv has its own
 
 BACKBONE = (  # a ResNet, less its first convolution; norms are called bn or gn, after their kind
     Rule(r"backbone\.[bg]n1\.(.+)", r"backbone.body.bn1.\1"),
     Rule(r"backbone\.layer([1-4])\.(\d+)\.conv([1-3])\.weight", r"backbone.body.layer\1.\2.conv\3.weight"),
+    Rule(r"backbone\.layer([1-4])\.(\d+)\.conv2" + OFFSETS + r"\.(weight|bias)", r"backbone.body.layer\1.\2.conv2.offset.\3"),
     Rule(r"backbone\.layer([1-4])\.(\d+)\.[bg]n([1-3])\.(.+)", r"backbone.body.layer\1.\2.bn\3.\4"),
     Rule(r"backbone\.layer([1-4])\.(\d+)\.downsample\.([01])\.(.+)", r"backbone.body.layer\1.\2.downsample.\3.\4"),
 )

@@ -15,6 +15,7 @@ from thingstuff.checkpoints.mmdetection_config import (
     BACKBONE,
     BACKBONE_SETTINGS,
     LIBRARY,
+    OFFSETS,
     categories_in,
     pixel_statistics,
     refuse_settings,
@@ -35,53 +36,65 @@ _NECK = (
     Rule(r"neck\.fpn_convs\.(\d)\.conv\.(weight|bias)", r"neck.output.\1.conv.\2"),
 )
 
+_BRANCHES = {  # their names in MMDetection and in the authors' repository, and ours
+    "cls_convs": "category_branch",
+    "cate_convs": "category_branch",
+    "mask_convs": "mask_branch",
+    "ins_convs": "mask_branch",
+    "mask_convs_x": "column_branch",
+    "ins_convs_x": "column_branch",
+    "mask_convs_y": "row_branch",
+    "ins_convs_y": "row_branch",
+    "kernel_convs": "kernel_branch",
+}
+
+
+def _branch(match: re.Match[str]) -> str:
+    return f"{_BRANCHES[match[1]]}.convs.{match[2]}.{match[3].replace('gn', 'norm').replace('bn', 'norm')}.{match[4]}"
+
+
+def _branch_offsets(match: re.Match[str]) -> str:
+    return f"{_BRANCHES[match[1]]}.convs.{match[2]}.conv.offset.{match[3]}"
+
+
+def _feature(head: str, output: str) -> tuple[Rule, ...]:
+    """SOLOv2's mask feature."""
+    level, here = head + r"\.convs_all_levels\.(\d)\.conv(\d)\.", r"mask_feature.levels.\1.\2."
+    return (
+        Rule(level + r"conv\.weight", here + "conv.weight"),
+        Rule(level + "conv" + OFFSETS + r"\.(weight|bias)", here + r"conv.offset.\3"),
+        Rule(level + r"gn\.(.+)", here + r"norm.\3"),
+        Rule(output + r"\.conv\.weight", "mask_feature.output.conv.weight"),
+        Rule(output + r"\.conv" + OFFSETS + r"\.(weight|bias)", r"mask_feature.output.conv.offset.\1"),
+        Rule(output + r"\.gn\.(.+)", r"mask_feature.output.norm.\1"),
+    )
+
+
+_CONV = rf"(?:mask|bbox)_head\.({'|'.join(_BRANCHES)})\.(\d+)\."
+_HEADS = (
+    Rule(_CONV + r"(conv|[bg]n)\.(weight|bias|running_mean|running_var|num_batches_tracked)", _branch),
+    Rule(_CONV + "conv" + OFFSETS + r"\.(weight|bias)", _branch_offsets),
+)
+
 _MMDETECTION_HEADS = (
-    Rule(r"mask_head\.cls_convs\.(\d+)\.conv\.(weight|bias)", r"category_branch.convs.\1.conv.\2"),
-    Rule(r"mask_head\.cls_convs\.(\d+)\.[bg]n\.(.+)", r"category_branch.convs.\1.norm.\2"),
-    Rule(r"mask_head\.mask_convs\.(\d+)\.conv\.weight", r"mask_branch.convs.\1.conv.weight"),
-    Rule(r"mask_head\.mask_convs\.(\d+)\.gn\.(.+)", r"mask_branch.convs.\1.norm.\2"),
-    Rule(r"mask_head\.mask_convs_x\.(\d+)\.conv\.weight", r"column_branch.convs.\1.conv.weight"),
-    Rule(r"mask_head\.mask_convs_x\.(\d+)\.gn\.(.+)", r"column_branch.convs.\1.norm.\2"),
-    Rule(r"mask_head\.mask_convs_y\.(\d+)\.conv\.weight", r"row_branch.convs.\1.conv.weight"),
-    Rule(r"mask_head\.mask_convs_y\.(\d+)\.gn\.(.+)", r"row_branch.convs.\1.norm.\2"),
-    Rule(r"mask_head\.kernel_convs\.(\d+)\.conv\.weight", r"kernel_branch.convs.\1.conv.weight"),
-    Rule(r"mask_head\.kernel_convs\.(\d+)\.gn\.(.+)", r"kernel_branch.convs.\1.norm.\2"),
     Rule(r"mask_head\.conv_cls\.(weight|bias)", r"categories.\1"),
     Rule(r"mask_head\.conv_mask_list\.(\d)\.(weight|bias)", r"kernels.\1.\2"),
     Rule(r"mask_head\.conv_mask_list_x\.(\d)\.(weight|bias)", r"columns.\1.\2"),
     Rule(r"mask_head\.conv_mask_list_y\.(\d)\.(weight|bias)", r"rows.\1.\2"),
     Rule(r"mask_head\.conv_kernel\.(weight|bias)", r"kernels.\1"),
-    Rule(
-        r"mask_head\.mask_feature_head\.convs_all_levels\.(\d)\.conv(\d)\.conv\.weight", r"mask_feature.levels.\1.\2.conv.weight"
-    ),
-    Rule(r"mask_head\.mask_feature_head\.convs_all_levels\.(\d)\.conv(\d)\.gn\.(.+)", r"mask_feature.levels.\1.\2.norm.\3"),
-    Rule(r"mask_head\.mask_feature_head\.conv_pred\.conv\.weight", r"mask_feature.output.conv.weight"),
-    Rule(r"mask_head\.mask_feature_head\.conv_pred\.gn\.(.+)", r"mask_feature.output.norm.\1"),
+    *_feature(r"mask_head\.mask_feature_head", r"mask_head\.mask_feature_head\.conv_pred"),
 )
 
 _AUTHORS_HEADS = (
-    Rule(r"bbox_head\.cate_convs\.(\d+)\.conv\.(weight|bias)", r"category_branch.convs.\1.conv.\2"),
-    Rule(r"bbox_head\.cate_convs\.(\d+)\.[bg]n\.(.+)", r"category_branch.convs.\1.norm.\2"),
-    Rule(r"bbox_head\.ins_convs\.(\d+)\.conv\.weight", r"mask_branch.convs.\1.conv.weight"),
-    Rule(r"bbox_head\.ins_convs\.(\d+)\.gn\.(.+)", r"mask_branch.convs.\1.norm.\2"),
-    Rule(r"bbox_head\.ins_convs_x\.(\d+)\.conv\.weight", r"column_branch.convs.\1.conv.weight"),
-    Rule(r"bbox_head\.ins_convs_x\.(\d+)\.gn\.(.+)", r"column_branch.convs.\1.norm.\2"),
-    Rule(r"bbox_head\.ins_convs_y\.(\d+)\.conv\.weight", r"row_branch.convs.\1.conv.weight"),
-    Rule(r"bbox_head\.ins_convs_y\.(\d+)\.gn\.(.+)", r"row_branch.convs.\1.norm.\2"),
-    Rule(r"bbox_head\.kernel_convs\.(\d+)\.conv\.weight", r"kernel_branch.convs.\1.conv.weight"),
-    Rule(r"bbox_head\.kernel_convs\.(\d+)\.gn\.(.+)", r"kernel_branch.convs.\1.norm.\2"),
     Rule(r"bbox_head\.d?solo_cate\.(weight|bias)", r"categories.\1"),
     Rule(r"bbox_head\.solo_ins_list\.(\d)\.(weight|bias)", r"kernels.\1.\2"),
     Rule(r"bbox_head\.dsolo_ins_list_x\.(\d)\.(weight|bias)", r"columns.\1.\2"),
     Rule(r"bbox_head\.dsolo_ins_list_y\.(\d)\.(weight|bias)", r"rows.\1.\2"),
     Rule(r"bbox_head\.solo_kernel\.(weight|bias)", r"kernels.\1"),
-    Rule(r"mask_feat_head\.convs_all_levels\.(\d)\.conv(\d)\.conv\.weight", r"mask_feature.levels.\1.\2.conv.weight"),
-    Rule(r"mask_feat_head\.convs_all_levels\.(\d)\.conv(\d)\.gn\.(.+)", r"mask_feature.levels.\1.\2.norm.\3"),
-    Rule(r"mask_feat_head\.conv_pred\.0\.conv\.weight", r"mask_feature.output.conv.weight"),
-    Rule(r"mask_feat_head\.conv_pred\.0\.gn\.(.+)", r"mask_feature.output.norm.\1"),
+    *_feature("mask_feat_head", r"mask_feat_head\.conv_pred\.0"),
 )
 
-RULES = (*BACKBONE, *_NECK, *_MMDETECTION_HEADS, *_AUTHORS_HEADS)
+RULES = (*BACKBONE, *_NECK, *_HEADS, *_MMDETECTION_HEADS, *_AUTHORS_HEADS)
 
 # Settings of `model` in a config text, under MMDetection's and the authors' names for the head.
 _HEAD_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (

@@ -34,7 +34,6 @@ MEAN, STD = (123.68, 116.78, 103.94), (58.40, 57.12, 57.38)  # RGB
 GRIDS = (69, 35, 18, 9, 5)  # cells a side of P3..P7 at that size; its configs write strides as 550 over them
 
 UNSUPPORTED = (
-    (r".+\.conv_offset(_mask)?\..+|.+\.conv2_offset\..+", "a backbone with deformable convolutions"),
     (r"backbone\.stem\..+", "a ResNet with a deep stem"),
     (r"backbone\.(patch_embed|stages|downsample_layers|norm\d)\..+", "a backbone other than ResNet"),
     (r"backbone\.layer\d\.\d+\.(context_block|gen_attention_block|conv_att).*", "a backbone with attention blocks"),

@@ -12,6 +12,7 @@ from thingstuff.checkpoints.rules import Rule
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.contract import Model
+from thingstuff.models.deformable import Deformable
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNNConfig
 from thingstuff.models.yolact import YolactConfig
@@ -191,8 +192,43 @@ def resnet_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
     if body + "bn1.running_mean" not in tensors:
         options.append(("norm_layer", "groupnorm"))
     return BackboneConfig(
-        known or ("resnet50" if bottleneck else "resnet18"), tuple(options), frozen_norms=has_frozen_norms(tensors)
+        known or ("resnet50" if bottleneck else "resnet18"),
+        tuple(options),
+        frozen_norms=has_frozen_norms(tensors),
+        **_deformable_blocks(tensors, name),
     )
+
+
+def _deformable_blocks(tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    """What a backbone's config says of deformable convolutions; of all blocks that have one, the first tells their kind."""
+    found = [
+        match for key in tensors if (match := re.fullmatch(r"backbone\.body\.((layer\d)\.(\d+)\.conv2)\.offset\.weight", key))
+    ]
+    if not found:
+        return {}
+    found.sort(key=lambda match: (match[2], int(match[3])))
+    first = "backbone.body." + found[0][1]
+    kind, groups = deformable_kind(tensors, first, name)
+    return {
+        "deformable": tuple(match[1].removesuffix(".conv2") for match in found),
+        "deformable_kind": kind,
+        "deformable_groups": groups,
+        "deformable_bias": f"{first}.bias" in tensors,
+    }
+
+
+def deformable_kind(tensors: Mapping[str, Tensor], conv: str, name: str) -> tuple[Deformable, int]:
+    """How a convolution samples, and for how many parts of its channels apart: seen by the offsets that it predicts."""
+    kernel, offset = tensors.get(f"{conv}.weight"), tensors.get(f"{conv}.offset.weight")
+    if offset is None:
+        return Deformable.NO, 1
+    taps = 1 if kernel is None or kernel.ndim != 4 else kernel.shape[2] * kernel.shape[3]
+    # 6 numbers a tap could be 2 parts of v2 or 3 of v1; no published network has 3
+    for kind in (Deformable.V2, Deformable.V1):
+        groups, rest = divmod(offset.shape[0], kind.numbers * taps)
+        if groups and not rest:
+            return kind, groups
+    raise CheckpointError(f"{name}: {conv} is deformable but predicts {offset.shape[0]} numbers for {taps} taps")
 
 
 def backwards(values: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -51,7 +51,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     is_darknet = any(key.startswith("backbone._preconv.") for key in foreign)
     rules = (*(_DARKNET if is_darknet else _resnet_rules(foreign)), *_rules(foreign, laterals, anchors))
     tensors = rename(foreign, rules).tensors
-    backbone = BackboneConfig("darknet53", frozen_norms=True, leaky_slope=0.1) if is_darknet else _resnet(tensors, name)
+    backbone = BackboneConfig("darknet53", leaky_slope=0.1) if is_darknet else resnet_config(tensors, name)
     match = re.search(r"_im(\d{2,4})(?!\d)", Path(name).name)
     size = int(match[1]) if match else SIZE
     is_pascal = "pascal" in Path(name).name and anchors == 3
@@ -61,7 +61,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         tensors,
         name,
         anchors,
-        backbone=backbone,
+        backbone=replace(backbone, frozen_norms=True),  # its trainer keeps the backbone's statistics
         anchor_sizes=sizes,
         whole_pixel_boxes=True,
         # YOLACT++ has three scales of anchors
@@ -82,18 +82,6 @@ def _anchors_of(foreign: Mapping[str, Tensor], name: str) -> int:
     if anchors not in (3, 9):
         raise CheckpointError(f"{name}: has {anchors} anchors a cell where YOLACT has 3 and YOLACT++ 9, and does not say which")
     return anchors
-
-
-def _resnet(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
-    """A ResNet whose blocks may have deformable convolutions (YOLACT++)."""
-    pattern = re.compile(r"backbone\.body\.(layer\d)\.(\d+)\.conv2\.offset\.weight")
-    blocks = sorted((match[1], int(match[2])) for key in tensors if (match := pattern.fullmatch(key)))
-    return replace(
-        resnet_config(tensors, name),
-        frozen_norms=True,  # its trainer keeps the backbone's statistics
-        deformable=tuple(f"{stage}.{block}" for stage, block in blocks),
-        deformable_bias=bool(blocks),
-    )
 
 
 def _stage(match: re.Match[str]) -> str:

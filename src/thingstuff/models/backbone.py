@@ -14,9 +14,9 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import deform_conv2d
 
 from thingstuff.errors import ConfigError
+from thingstuff.models.deformable import Deformable, DeformableConv
 
 STRIDES = (4, 8, 16, 32)
 
@@ -35,7 +35,9 @@ class BackboneConfig:
         frozen_norms: keep batch norms at their stored statistics and their scales untrained.
         norm_eps: epsilon of the batch norms; None keeps timm's.
         deformable: blocks of a ResNet whose 3x3 convolution is deformable, by name: ``("layer2.0", "layer2.3")``.
-        deformable_bias: these convolutions have a bias, although a norm follows (YOLACT++).
+        deformable_kind: of these convolutions.
+        deformable_groups: parts of their channels that have offsets of their own.
+        deformable_bias: they have a bias, although a norm follows (YOLACT++).
         leaky_slope: of the leaky ReLUs below zero; None keeps timm's.
     """
 
@@ -45,8 +47,16 @@ class BackboneConfig:
     frozen_norms: bool = False
     norm_eps: float | None = None
     deformable: tuple[str, ...] = ()
+    deformable_kind: Deformable = Deformable.V2
+    deformable_groups: int = 1
     deformable_bias: bool = False
     leaky_slope: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.deformable and self.deformable_kind is Deformable.NO:
+            raise ConfigError(f'deformable_kind must be "v1" or "v2" for the deformable blocks {self.deformable}')
+        if self.deformable_groups < 1:
+            raise ConfigError(f"deformable_groups must be at least 1, got {self.deformable_groups}")
 
 
 class Backbone(nn.Module):
@@ -171,33 +181,24 @@ def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
         first.stride, middle.stride = middle.stride, first.stride
 
 
-class DeformableConv(nn.Module):
-    """A convolution that samples where an offset from each tap's place says, each sample with a weight from 0 to 1 (Deformable
-    ConvNets v2, Zhu et al., 2018, arXiv:1811.11168, section 3.2); both come from a plain convolution of the same input."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int, bias: bool):
-        super().__init__()
-        plain = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
-        self.weight, self.bias = plain.weight, plain.bias
-        self.stride = stride
-        self.offset = nn.Conv2d(channels_in, 27, 3, stride=stride, padding=1)  # of 9 taps: y x y x ..., then 9 weights
-        nn.init.zeros_(self.offset.weight)
-        assert self.offset.bias is not None
-        nn.init.zeros_(self.offset.bias)
-
-    def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
-        offset, weight = self.offset(x).split((18, 9), dim=1)
-        return deform_conv2d(x, offset, self.weight, self.bias, (self.stride, self.stride), padding=(1, 1), mask=weight.sigmoid())
-
-
 def _make_deformable(body: nn.Module, name: str, config: BackboneConfig) -> None:
     """Replace the 3x3 convolution of one block."""
     block = dict(body.named_modules()).get(name)
     plain = getattr(block, "conv2", None)
-    if not isinstance(plain, nn.Conv2d) or plain.kernel_size != (3, 3) or plain.groups != 1 or plain.dilation != (1, 1):
+    if not isinstance(plain, nn.Conv2d) or plain.kernel_size != (3, 3) or plain.dilation != (1, 1):
         raise ConfigError(f"{config.name} has no block {name} with a plain 3x3 convolution that could be deformable")
+    if plain.in_channels % config.deformable_groups:
+        raise ConfigError(f"{name} of {config.name} has {plain.in_channels} channels, not {config.deformable_groups} equal parts")
     assert block is not None
-    block.conv2 = DeformableConv(plain.in_channels, plain.out_channels, plain.stride[0], config.deformable_bias)
+    block.conv2 = DeformableConv(
+        plain.in_channels,
+        plain.out_channels,
+        stride=plain.stride[0],
+        bias=config.deformable_bias,
+        kind=config.deformable_kind,
+        groups=plain.groups,
+        offset_groups=config.deformable_groups,
+    )
 
 
 @torch.no_grad()

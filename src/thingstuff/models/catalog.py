@@ -46,6 +46,7 @@ SOLO_R50 = SOLOConfig(BackboneConfig("resnet50", frozen_norms=True))
 DECOUPLED_SOLO_R50 = DecoupledSOLOConfig(SOLO_R50.backbone)
 SOLOV2_R50 = SOLOv2Config(SOLO_R50.backbone)
 _448 = replace(_IMAGENET, short_side=448, long_side=768)
+_512_RANGES = ((1.0, 64.0), (32.0, 128.0), (64.0, 256.0), (128.0, 512.0), (256.0, 2048.0))  # of light networks at 512 pixels
 SOLOV2_LIGHT_R50 = SOLOv2Config(
     SOLO_R50.backbone,
     head_channels=256,
@@ -64,7 +65,13 @@ SOLO_LITE0 = SOLOConfig(
     scale_ranges=((1.0, 48.0), (24.0, 96.0), (48.0, 192.0), (96.0, 384.0), (192.0, 2048.0)),
 )
 DECOUPLED_SOLO_LITE0 = DecoupledSOLOConfig(
-    SOLO_LITE0.backbone, 80, 64, 64, 4, SOLO_LITE0.grids, SOLO_LITE0.scale_ranges, shared_convs=True
+    SOLO_LITE0.backbone,
+    channels=64,
+    head_channels=64,
+    head_convs=4,
+    grids=SOLO_LITE0.grids,
+    scale_ranges=SOLO_LITE0.scale_ranges,
+    shared_convs=True,
 )
 SOLOV2_LITE0 = SOLOv2Config(
     SOLO_LITE0.backbone,
@@ -135,7 +142,7 @@ CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     "decoupled-solo-r50": (DecoupledSOLO, DECOUPLED_SOLO_R50, _IMAGENET),
     "decoupled-solo-light-r50": (
         DecoupledSOLO,
-        replace(DECOUPLED_SOLO_R50, head_convs=4, shared_convs=True, scale_ranges=SOLOV2_LIGHT_R50.scale_ranges),
+        replace(DECOUPLED_SOLO_R50, head_convs=4, shared_convs=True, scale_ranges=_512_RANGES),
         replace(_IMAGENET, short_side=512, long_side=852),
     ),
     "decoupled-solo-lite0": (DecoupledSOLO, DECOUPLED_SOLO_LITE0, _LITE0_IMAGES),

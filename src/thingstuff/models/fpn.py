@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from thingstuff.models.deformable import Deformable, DeformableConv
+
 
 class Norm(Enum):
     """Normalisation after a convolution of a neck or head."""
@@ -36,9 +38,20 @@ class Extra(Enum):
 class ConvNorm(nn.Module):
     """A convolution that keeps the size, and the norm that replaces its bias."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, norm: Norm = Norm.NONE):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        norm: Norm = Norm.NONE,
+        deformable: Deformable = Deformable.NO,
+    ):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=norm is Norm.NONE)
+        bias = norm is Norm.NONE
+        if deformable is Deformable.NO:
+            self.conv: nn.Conv2d | DeformableConv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=bias)
+        else:
+            self.conv = DeformableConv(channels_in, channels_out, kernel, bias=bias, kind=deformable)
         if norm is Norm.BATCH:
             self.norm: nn.Module = nn.BatchNorm2d(channels_out)
         elif norm is Norm.GROUP:

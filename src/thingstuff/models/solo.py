@@ -24,6 +24,7 @@ from torch.nn import functional
 from thingstuff.errors import ConfigError
 from thingstuff.models.backbone import Backbone, BackboneConfig
 from thingstuff.models.contract import Model
+from thingstuff.models.deformable import Deformable
 from thingstuff.models.fpn import FPN, ConvNorm, Norm
 from thingstuff.ops.losses import dice_loss, focal_loss
 from thingstuff.ops.matrix_nms import Kernel, matrix_nms
@@ -77,6 +78,8 @@ class GridConfig:
     channels: int = 256  # of every FPN level
     head_channels: int = 256  # of the branches, a multiple of 32
     head_convs: int = 7  # of each branch
+    deformable_convs: int = 0  # of each branch, its last so many
+    deformable_kind: Deformable = Deformable.V2  # of these
     grids: tuple[int, ...] = (40, 36, 24, 16, 12)  # cells a side, one for each of P2..P6
     scale_ranges: tuple[tuple[float, float], ...] = ((1.0, 96.0), (48.0, 192.0), (96.0, 384.0), (192.0, 768.0), (384.0, 2048.0))
     centre: float = 0.2  # an object's cells lie in the middle of its box, this share of the box's sides
@@ -89,6 +92,10 @@ class GridConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         demand_groups(self, "head_channels")
+        if not 0 <= self.deformable_convs <= self.head_convs:
+            raise ConfigError(f"deformable_convs must lie from 0 to head_convs {self.head_convs}, got {self.deformable_convs}")
+        if self.deformable_convs and self.deformable_kind is Deformable.NO:
+            raise ConfigError(f'deformable_kind must be "v1" or "v2" for {self.deformable_convs} deformable_convs')
         if len(self.grids) != len(STRIDES) or not all(1 <= cells <= MOST_GRID_CELLS for cells in self.grids):
             raise ConfigError(f"grids needs 1 to {MOST_GRID_CELLS} cells a side for each of P2..P6, got {self.grids}")
         if len(self.scale_ranges) != len(STRIDES) or not all(0 <= low < high for low, high in self.scale_ranges):
@@ -128,13 +135,17 @@ class DecoupledSOLOConfig(GridConfig):
 class Tower(nn.Module):
     """Convolutions of one branch, each with group norm and ReLU."""
 
-    def __init__(self, channels_in: int, channels: int, convs: int):
+    def __init__(self, channels_in: int, config: GridConfig):
         super().__init__()
-        widths = [channels_in] + [channels] * convs
-        self.convs = nn.ModuleList(ConvNorm(before, after, 3, Norm.GROUP) for before, after in pairwise(widths))
-        for conv in self.modules():
-            if isinstance(conv, nn.Conv2d):
-                nn.init.normal_(conv.weight, std=0.01)
+        widths = [channels_in] + [config.head_channels] * config.head_convs
+        plain = config.head_convs - config.deformable_convs
+        self.convs = nn.ModuleList(
+            ConvNorm(before, after, 3, Norm.GROUP, Deformable.NO if position < plain else config.deformable_kind)
+            for position, (before, after) in enumerate(pairwise(widths))
+        )
+        for part in self.modules():
+            if isinstance(part, ConvNorm):
+                nn.init.normal_(part.conv.weight, std=0.01)
 
     def forward(self, x: Float[Tensor, "batch _ height width"]) -> Float[Tensor, "batch channels height width"]:
         for conv in self.convs:
@@ -454,8 +465,8 @@ class SOLO(GridModel):
         self.config = config
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, config.channels)
-        self.category_branch = Tower(config.channels, config.head_channels, config.head_convs)
-        self.mask_branch = Tower(config.channels + 2, config.head_channels, config.head_convs)
+        self.category_branch = Tower(config.channels, config)
+        self.mask_branch = Tower(config.channels + 2, config)
         self.categories = last_conv(config.head_channels, config.classes, 3, PRIOR)
         self.kernels = nn.ModuleList(last_conv(config.head_channels, side * side, 1) for side in config.grids)
 
@@ -513,12 +524,12 @@ class DecoupledSOLO(GridModel):
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, config.channels)
         width = config.head_channels
-        self.category_branch = Tower(config.channels, width, config.head_convs)
+        self.category_branch = Tower(config.channels, config)
         if config.shared_convs:
-            self.mask_branch = Tower(config.channels + 2, width, config.head_convs)
+            self.mask_branch = Tower(config.channels + 2, config)
         else:
-            self.column_branch = Tower(config.channels + 1, width, config.head_convs)
-            self.row_branch = Tower(config.channels + 1, width, config.head_convs)
+            self.column_branch = Tower(config.channels + 1, config)
+            self.row_branch = Tower(config.channels + 1, config)
         self.categories = last_conv(width, config.classes, 3, PRIOR)
         self.columns = nn.ModuleList(last_conv(width, side, 3) for side in config.grids)
         self.rows = nn.ModuleList(last_conv(width, side, 3) for side in config.grids)

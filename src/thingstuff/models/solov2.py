@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from thingstuff.errors import ConfigError
 from thingstuff.models.backbone import Backbone
+from thingstuff.models.deformable import Deformable
 from thingstuff.models.fpn import FPN, ConvNorm, Norm
 from thingstuff.models.solo import (
     PRIOR,
@@ -40,6 +41,7 @@ class SOLOv2Config(GridConfig):
     head_convs: int = 4
     mask_channels: int = 128  # of the levels of the mask feature before they are summed, a multiple of 32
     kernel_channels: int = 256  # of the mask feature, and so of each cell's kernel; a multiple of 32
+    deformable_masks: Deformable = Deformable.NO  # all convolutions of the mask feature
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,16 +70,16 @@ class MaskFeature(nn.Module):
 
     def __init__(self, config: SOLOv2Config):
         super().__init__()
-        width = config.mask_channels
+        width, kind = config.mask_channels, config.deformable_masks
         self.levels = nn.ModuleList()
         for level in range(4):
             # the coarsest one is told where it is
             widths = [config.channels + (2 if level == 3 else 0)] + [width] * max(level, 1)
-            self.levels.append(nn.ModuleList(ConvNorm(before, width, 3, Norm.GROUP) for before in widths[:-1]))
-        self.output = ConvNorm(width, config.kernel_channels, 1, Norm.GROUP)
-        for conv in self.modules():
-            if isinstance(conv, nn.Conv2d):
-                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            self.levels.append(nn.ModuleList(ConvNorm(before, width, 3, Norm.GROUP, kind) for before in widths[:-1]))
+        self.output = ConvNorm(width, config.kernel_channels, 1, Norm.GROUP, kind)
+        for part in self.modules():
+            if isinstance(part, ConvNorm):
+                nn.init.kaiming_normal_(part.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pyramid: list[Float[Tensor, "batch _ _ _"]]) -> Float[Tensor, "batch channels height width"]:
         total = torch.zeros((), device=pyramid[0].device)
@@ -106,8 +108,8 @@ class SOLOv2(GridModel):
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, config.channels)
         self.mask_feature = MaskFeature(config)
-        self.category_branch = Tower(config.channels, config.head_channels, config.head_convs)
-        self.kernel_branch = Tower(config.channels + 2, config.head_channels, config.head_convs)
+        self.category_branch = Tower(config.channels, config)
+        self.kernel_branch = Tower(config.channels + 2, config)
         self.categories = last_conv(config.head_channels, config.classes, 3, PRIOR)
         self.kernels = last_conv(config.head_channels, config.kernel_channels, 3)
 
