@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from thingstuff.data.folders import open_panoptic
 from thingstuff.data.id_png import read_id_png
-from thingstuff.data.panoptic import open_panoptic, pairs, read_panoptic, read_panoptic_predictions
+from thingstuff.data.panoptic import pairs, read_panoptic, read_panoptic_predictions
 from thingstuff.data.panoptic_check import check_panoptic
 from thingstuff.errors import AnnotationError
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thingstuff.data.panoptic import open_panoptic, read_panoptic
+from thingstuff.data.folders import open_panoptic
+from thingstuff.data.panoptic import read_panoptic
 from thingstuff.data.panoptic_objects import (
     join_panoptic,
     merged_by_class,

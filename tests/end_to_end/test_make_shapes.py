@@ -6,8 +6,7 @@ import pytest
 
 from thingstuff import cli
 from thingstuff.cli.make_shapes import split_counts
-from thingstuff.data.folders import open_dataset
-from thingstuff.data.panoptic import open_panoptic
+from thingstuff.data.folders import open_dataset, open_panoptic
 from thingstuff.data.panoptic_check import check_panoptic
 from thingstuff.data.shapes import CATEGORIES
 from thingstuff.errors import ConfigError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from thingstuff.data.panoptic import open_panoptic, pairs, read_panoptic, read_panoptic_predictions
+from thingstuff.data.folders import open_panoptic
+from thingstuff.data.panoptic import pairs, read_panoptic, read_panoptic_predictions
 from thingstuff.evaluation.panoptic_quality import PanopticQuality
 from thingstuff.formats.coco_panoptic import write_panoptic
 from thingstuff.structures.categories import Categories, Category

@@ -100,26 +100,16 @@ def _judge(arguments: argparse.Namespace) -> Judged:
 
 
 def _is_panoptic(arguments: argparse.Namespace) -> bool:
+    from thingstuff.data.folders import has_instances, has_panoptic, lists_segments
+
     data: Path = arguments.data
-    if not data.is_dir():
-        truth_is = _lists_segments(data)
-        if arguments.predictions is not None and arguments.predictions.is_file():
-            predictions_are = _lists_segments(arguments.predictions)
-            if truth_is != predictions_are:
-                kinds = ("objects", "panoptic maps")
-                raise ConfigError(
-                    f"{arguments.predictions} holds {kinds[predictions_are]}, {data} {kinds[truth_is]}; compare like with like"
-                )
-        return truth_is
-    if arguments.predictions is not None:
-        return arguments.predictions.is_file() and _lists_segments(arguments.predictions)
-    ending = "" if arguments.split is None else f"_{arguments.split}"
-    return not (data / f"instances{ending}.json").is_file() and (data / f"panoptic{ending}.json").is_file()
-
-
-def _lists_segments(path: Path) -> bool:
-    """Whether a file is COCO panoptic, by the one word that no other COCO file has."""
-    try:
-        return b'"segments_info"' in path.read_bytes()
-    except OSError:
-        return False  # the reader says what is wrong with it
+    predictions: Path | None = arguments.predictions
+    if predictions is not None and predictions.is_file():
+        predictions_are = lists_segments(predictions)
+        if not data.is_dir() and lists_segments(data) != predictions_are:
+            kinds = ("objects", "panoptic maps")
+            raise ConfigError(
+                f"{predictions} holds {kinds[predictions_are]}, {data} {kinds[not predictions_are]}; compare like with like"
+            )
+        return predictions_are
+    return has_panoptic(data, arguments.split) and not has_instances(data, arguments.split)

@@ -32,7 +32,8 @@ def judge_instances(arguments: argparse.Namespace) -> Judged:
     from thingstuff.evaluation.average_precision import AveragePrecision, format_table
 
     limits = given(max_pixels=arguments.max_pixels)
-    data = open_dataset(arguments.data, arguments.split, required_images=arguments.model is not None, **limits)
+    where = {"image_dir": arguments.images, "required_images": arguments.model is not None}
+    data = open_dataset(arguments.data, arguments.split, **where, **limits)
     max_detections = arguments.max_detections or (COUNTED_FEDERATED if arguments.federated else COUNTED)
     precision = AveragePrecision(data, max_detections, boundary=BOUNDARY, federated=arguments.federated)
     found: dict[int, Segments] = {}

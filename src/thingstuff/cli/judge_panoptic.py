@@ -23,7 +23,7 @@ GROUPS = ("All", "Things", "Stuff")
 
 def judge_panoptic(arguments: argparse.Namespace) -> Judged:
     """Compare a model's or a file's panoptic maps with those of a data set."""
-    from thingstuff.data.panoptic import open_panoptic
+    from thingstuff.data.folders import open_panoptic
     from thingstuff.evaluation.panoptic_mistakes import PanopticMistakes
     from thingstuff.evaluation.panoptic_quality import PanopticQuality
     from thingstuff.evaluation.semantic import SemanticQuality

@@ -59,13 +59,17 @@ class PanopticRecord:
         Raises:
             AnnotationError: the PNG can't be read, holds no ids, or has another size than the image.
         """
-        ids = read_id_png(self.png, self.max_pixels)
+        ids = self.painted_ids()
         if self.size is not None and ids.shape != self.size:
             raise AnnotationError(
                 f"image {self.image_id}: {self.png} has {pixels((int(ids.shape[0]), int(ids.shape[1])))}, the image "
                 f"{pixels(self.size)}; paint the map at the size of the image"
             )
         return PanopticMap(ids, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
+
+    def painted_ids(self) -> np.ndarray:
+        """The segment id of each pixel, 0 for void, as the PNG has it; layouts that paint otherwise have records of their own."""
+        return read_id_png(self.png, self.max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +78,7 @@ class PanopticDataset:
 
     records: tuple[PanopticRecord, ...]
     categories: Categories
-    source: Path
+    source: Path  # the file, or the folder of a layout without one; named in errors
 
     def __len__(self) -> int:
         return len(self.records)
@@ -133,36 +137,6 @@ def read_panoptic_predictions(
     records = _read_annotations(content, categories, None, folder, problems) if folder else []
     problems.raise_if_any()
     return PanopticDataset(tuple(records), categories, path)
-
-
-def open_panoptic(
-    path: str | Path,
-    split: str | None = None,
-    *,
-    image_dir: str | Path | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> PanopticDataset:
-    """Open a folder with `panoptic.json` (`panoptic_<split>.json` for a split) and its PNGs, or such a file itself.
-
-    The PNGs of a split lie in `panoptic_<split>/`, or in `panoptic/` with those of the other splits.
-
-    Raises:
-        AnnotationError: no such folder, file or split, with those that there are; or what `read_panoptic` finds wrong.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise AnnotationError(f"{path}: does not exist; name a folder with panoptic.json and panoptic/, or a panoptic file")
-    if path.is_dir():
-        file = path / ("panoptic.json" if split is None else f"panoptic_{split}.json")
-        if not file.is_file():
-            there = sorted(found.name for found in path.glob("panoptic*.json"))
-            splits = [name.removeprefix("panoptic_").removesuffix(".json") for name in there if name != "panoptic.json"]
-            hint = f"its splits are {', '.join(splits)}" if splits else "put the COCO panoptic annotations there"
-            raise AnnotationError(f"{path}: has no {file.name}; {hint}")
-        path = file
-    elif split is not None:
-        raise AnnotationError(f"{path}: is one file and has no split {split!r}; name its folder, or leave the split out")
-    return read_panoptic(path, image_dir=image_dir, max_pixels=max_pixels)
 
 
 def pairs(

@@ -4,22 +4,18 @@ Panoptic map  <->  things as objects + a map of classes;  panoptic map -> every 
 """
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Integer
-from tqdm import tqdm
 
+from thingstuff.data.layouts import in_threads
 from thingstuff.data.panoptic import PanopticDataset, PanopticRecord
 from thingstuff.data.records import InstanceDataset, Object, Record
 from thingstuff.errors import AnnotationError, SizeError
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.masks import Mask
 from thingstuff.structures.panoptic import PanopticMap
-
-THREADS = 4  # that decode maps: PNG and run-length code leave Python's lock
-MANY = 500  # images from which on a bar shows how far the reading is
 
 
 def panoptic_as_objects(dataset: PanopticDataset) -> InstanceDataset:
@@ -42,10 +38,7 @@ def panoptic_as_objects(dataset: PanopticDataset) -> InstanceDataset:
         assert isinstance(image_id, int)
         return Record(image_id, record.path, panoptic.size, found)
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        reading = threads.map(read, enumerate(dataset, start=1))
-        bar = tqdm(reading, total=len(dataset), desc="read maps", unit="image", disable=None if len(dataset) >= MANY else True)
-        records = number_annotations(list(bar))
+    records = number_annotations(in_threads(read, list(enumerate(dataset, start=1)), "read maps"))
     return InstanceDataset(records, dataset.categories, dataset.source)
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from thingstuff import visuals
 from thingstuff.checkpoints.backbone_weights import load_backbone_weights
-from thingstuff.data.folders import open_dataset
+from thingstuff.data.folders import open_dataset, splits_of
 from thingstuff.data.loader import TrainingLoader
 from thingstuff.data.records import InstanceDataset, Record
 from thingstuff.errors import ConfigError, ImageError, TrainingError
@@ -158,13 +158,14 @@ class _Losses(nn.Module):
 
 def _open_data(recipe: Recipe) -> tuple[InstanceDataset, InstanceDataset | None]:
     folder = Path(recipe.data)
-    has_splits = folder.is_dir() and not (recipe.split is None and not (folder / "instances_train.json").exists())
-    training = open_dataset(folder, recipe.split or "train") if has_splits else open_dataset(folder, recipe.split)
+    splits = splits_of(folder)
+    training_split = recipe.split or ("train" if "train" in splits else None)
+    training = open_dataset(folder, training_split)
     if not any(not found.is_crowd for record in training for found in record.objects):
         raise TrainingError(f"{training.source}: holds no object that is not a crowd, so there is nothing to learn")
     if recipe.validation_data:
         validation: InstanceDataset | None = open_dataset(recipe.validation_data, recipe.validation_split)
-    elif recipe.validation_split or (has_splits and (folder / "instances_val.json").exists()):
+    elif recipe.validation_split or ("val" in splits and training_split not in (None, "val")):
         validation = open_dataset(folder, recipe.validation_split or "val")
     else:
         validation = None

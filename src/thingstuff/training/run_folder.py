@@ -32,7 +32,7 @@ def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
     written = folder / "recipe.json"
     content = json.loads(json.dumps(asdict(recipe), default=_plain))
     if data.source is not None:
-        content["data_digest"] = hashlib.sha256(data.source.read_bytes()).hexdigest()
+        content["data_digest"] = _digest(data)
     if written.exists():
         if not resume:
             raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
@@ -63,6 +63,20 @@ def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
         write_whole(written, json.dumps(content, indent=1))
     except OSError as error:
         raise TrainingError(f"{folder} can't be the folder of a run: {error}; choose another folder") from error
+
+
+def _digest(data: InstanceDataset) -> str:
+    """What tells whether annotations changed: the sha256 of their file, or, of a layout without one, of what was read."""
+    assert data.source is not None
+    if data.source.is_file():
+        return hashlib.sha256(data.source.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for record in data:
+        digest.update(repr((record.path and record.path.name, record.size)).encode())
+        for found in record.objects:
+            digest.update(repr((found.class_, found.is_crowd, found.mask.corner, found.mask.crop_size)).encode())
+            digest.update(found.mask.counts)
+    return digest.hexdigest()
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
