@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thingstuff.cli.make_shapes import add_make_shapes_arguments, run_make_shapes
+from thingstuff.cli.merge_categories import add_merge_categories_arguments, run_merge_categories
 from thingstuff.errors import ConfigError
 
 
@@ -83,4 +84,9 @@ def new_folder(path: Path) -> Path:
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "make-shapes": ("draw little landscapes with things in them, and their truth", add_make_shapes_arguments, run_make_shapes),
     "join": ("join several data sets to one, with the objects of some categories", _add_join_arguments, _run_join),
+    "merge-categories": (
+        "make a panoptic data set of fewer, broader categories",
+        add_merge_categories_arguments,
+        run_merge_categories,
+    ),
 }
