@@ -20,8 +20,9 @@ UNSUPPORTED = (
 )
 
 # The light networks are trained and tested at 448 or 512 pixels, with ranges of scales to go with it.
-_RANGES_448 = ((1.0, 56.0), (28.0, 112.0), (56.0, 224.0), (112.0, 448.0), (224.0, 2048.0))
-_RANGES_512 = ((1.0, 64.0), (32.0, 128.0), (64.0, 256.0), (128.0, 512.0), (256.0, 2048.0))
+_Ranges = tuple[tuple[float, float], ...]
+_RANGES_448: _Ranges = ((1.0, 56.0), (28.0, 112.0), (56.0, 224.0), (112.0, 448.0), (224.0, 2048.0))
+_RANGES_512: _Ranges = ((1.0, 64.0), (32.0, 128.0), (64.0, 256.0), (128.0, 512.0), (256.0, 2048.0))
 
 
 _OFFSETS = re.compile(r"category_branch\.convs\.(\d+)\.conv\.offset\.weight")
