@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from thingstuff.cli import main
-from thingstuff.data.folders import open_dataset
-from thingstuff.data.join import join
+from thingstuff.data.folders import open_dataset, open_panoptic
+from thingstuff.data.join import join, shared_categories
 from thingstuff.errors import AnnotationError
+from thingstuff.structures.categories import Categories, Category
 
 
 def write_set(folder: Path, names: dict[int, str], objects: list[tuple[int, int]], file_names: list[str], split: str) -> Path:
@@ -101,3 +102,30 @@ def test_a_folder_without_splits_is_joined_whole(tmp_path: Path):
     (folder / "instances_train.json").rename(folder / "instances.json")
     assert main(["data", "join", str(folder), str(folder), "--out", str(tmp_path / "twice")]) == 0
     assert len(open_dataset(tmp_path / "twice")) == 2
+
+
+def test_panoptic_data_sets_are_joined_with_their_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        made = ["data", "make-shapes", str(folder), "--images", "3", "--size", "64x48", "--seed", str(seed)]
+        assert main([*made, "--splits", "train=2,val=1"]) == 0
+    capsys.readouterr()
+    assert main(["data", "join", *map(str, folders), "--out", str(tmp_path / "joined")]) == 0
+    assert "split train: 4 images" in capsys.readouterr().out
+    for split, count in (("train", 2), ("val", 1)):
+        joined, parts = open_panoptic(tmp_path / "joined", split), [open_panoptic(folder, split) for folder in folders]
+        originals = [record for part in parts for record in part]
+        assert len(joined) == 2 * count
+        for record, original in zip(joined, originals, strict=True):
+            assert np.array_equal(record.panoptic_map().ids, original.panoptic_map().ids)
+            assert record.panoptic_map().classes.tolist() == original.panoptic_map().classes.tolist()
+            assert record.path is not None
+            assert original.path is not None
+            assert record.path.read_bytes() == original.path.read_bytes()
+        assert len(open_dataset(tmp_path / "joined", split)) == 2 * count
+
+
+def test_a_category_that_is_thing_here_and_stuff_there_is_refused():
+    kinds = [Categories((Category(1, "plant", is_thing),)) for is_thing in (True, False)]
+    with pytest.raises(AnnotationError, match=r"two\.json: 'plant' is a thing in one data set and stuff in another"):
+        shared_categories([(Path("one.json"), kinds[0]), (Path("two.json"), kinds[1])])

@@ -24,29 +24,36 @@ def join(datasets: Sequence[InstanceDataset], categories: Sequence[str] | None =
     Raises:
         AnnotationError: a data set lacks a category or names two alike.
     """
-    if not datasets:
-        raise AnnotationError("there is no data set to join; name at least one")
-    for dataset in datasets:
-        repeated = [name for name, times in Counter(dataset.categories.names).items() if times > 1]
-        if repeated:
-            raise AnnotationError(f"{dataset.source}: calls two categories {repeated[0]!r}, which can't be matched by name")
-    first = datasets[0].categories
-    wanted = list(first.names) if categories is None else list(dict.fromkeys(categories))
-    for dataset in datasets:
-        there = set(dataset.categories.names)
-        lacking = [name for name in wanted if name not in there]
-        more = sorted(there - set(wanted)) if categories is None else []
-        if lacking or more:
-            shared = sorted(set.intersection(*(set(each.categories.names) for each in datasets)))
-            which = f"has no category {lacking[0]!r}" if lacking else f"also has the category {more[0]!r}"
-            raise AnnotationError(
-                f"{dataset.source}: {which}; all of them have {', '.join(shared) or 'none'}: name those to keep"
-            )
-    kept = Categories(tuple(category for category in first if category.name in wanted))
+    kept = shared_categories([(dataset.source, dataset.categories) for dataset in datasets], categories)
     records = [record for dataset in datasets for record in _in_categories(dataset, kept)]
     if len({record.image_id for record in records}) < len(records):
         records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
     return InstanceDataset(tuple(_with_annotation_ids(records)), kept, datasets[0].source)
+
+
+def shared_categories(sources: Sequence[tuple[Path | None, Categories]], categories: Sequence[str] | None = None) -> Categories:
+    """The categories of joined data sets, as the first one numbers them; arguments and errors as `join` has them."""
+    if not sources:
+        raise AnnotationError("there is no data set to join; name at least one")
+    for source, own in sources:
+        repeated = [name for name, times in Counter(own.names).items() if times > 1]
+        if repeated:
+            raise AnnotationError(f"{source}: calls two categories {repeated[0]!r}, which can't be matched by name")
+    first = sources[0][1]
+    wanted = list(first.names) if categories is None else list(dict.fromkeys(categories))
+    for source, own in sources:
+        lacking = [name for name in wanted if name not in own.names]
+        more = [name for name in own.names if name not in wanted] if categories is None else []
+        if lacking or more:
+            shared = sorted(set.intersection(*(set(each.names) for _, each in sources)))
+            which = f"has no category {lacking[0]!r}" if lacking else f"also has the category {more[0]!r}"
+            raise AnnotationError(f"{source}: {which}; all of them have {', '.join(shared) or 'none'}: name those to keep")
+        kinds = {category.name: category.is_thing for category in own}
+        if differing := [
+            category.name for category in first if category.name in wanted and kinds[category.name] != category.is_thing
+        ]:
+            raise AnnotationError(f"{source}: {differing[0]!r} is a thing in one data set and stuff in another")
+    return Categories(tuple(category for category in first if category.name in wanted))
 
 
 def _in_categories(dataset: InstanceDataset, kept: Categories) -> list[Record]:
