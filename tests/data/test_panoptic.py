@@ -1,6 +1,7 @@
 """Panoptic files: what is read, what is refused, and what the validator names."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ def test_predictions_need_annotations_alone(tmp_path, content):
     assert data[0].size is None
     assert data[0].areas.tolist() == [-1, -1, -1]
     assert [image_id for image_id, _, _ in pairs(data, read_panoptic(path))] == [4]
+
+
+def test_runs_say_what_the_map_says(tmp_path, content):
+    record = read_panoptic(write(tmp_path, content))[0]
+    assert record.panoptic_runs().ids.map().tolist() == record.panoptic_map().ids.tolist() == IDS
+    assert record.panoptic_runs().painted_areas().tolist() == record.panoptic_map().painted_areas().tolist()
 
 
 def test_an_image_without_a_prediction_is_named(tmp_path, content):
@@ -277,6 +284,66 @@ def test_a_png_larger_than_the_limit_is_refused_by_its_header(tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(AnnotationError, match="more than the limit of 200,000,000 pixels"):
         read_id_png(tmp_path / "a.png")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def png(colours: np.ndarray, *extra: bytes, interlaced: bool = False) -> bytes:
+    """A PNG as other programs write them: rows without filter; interlaced, its pixels in seven passes (Adam7)."""
+    height, width, channels = colours.shape
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = [
+        row for top, left, down, right in (passes if interlaced else [(0, 0, 1, 1)]) for row in colours[top::down, left::right]
+    ]
+    pixels = b"".join(b"\0" + row.tobytes() for row in rows if row.size)
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, {3: 2, 4: 6}[channels], 0, 0, interlaced])
+    end = chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(extra) + end
+
+
+TRANSPARENT_BLACK = chunk(b"tRNS", bytes(6))
+
+
+@pytest.mark.parametrize(
+    ("channels", "extra"), [(3, ()), (4, ()), (3, (TRANSPARENT_BLACK,)), (4, (chunk(b"gAMA", bytes([0, 0, 1, 0])),))]
+)
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_pngs_of_other_programs_are_read_to_the_bit(tmp_path, channels, interlaced, extra):
+    colours = np.random.default_rng(0).integers(0, 256, (11, 13, channels), np.uint8)
+    (tmp_path / "a.png").write_bytes(png(colours, *extra, interlaced=interlaced))
+    ids = colours[..., :3].astype(np.int64) @ [1, 256, 256**2]
+    assert read_id_png(tmp_path / "a.png").tolist() == ids.tolist()
+
+
+def test_a_single_pixel_is_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.array([[[1, 2, 3]]], np.uint8)))
+    assert read_id_png(tmp_path / "a.png").tolist() == [[1 + 2 * 256 + 3 * 65536]]
+
+
+def test_a_changed_byte_is_noticed_or_changes_no_id(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    data, expected = png(colours), colours.astype(np.int64) @ [1, 256, 256**2]
+    noticed = 0
+    for place in range(len(data)):
+        broken = bytearray(data)
+        broken[place] ^= 0x10
+        (tmp_path / "a.png").write_bytes(broken)
+        try:
+            assert (read_id_png(tmp_path / "a.png") == expected).all()
+        except AnnotationError:
+            noticed += 1
+    assert noticed >= len(data) - 12  # the last chunk, which holds nothing, may go unread
+
+
+def test_data_beyond_the_last_pixel_is_left_alone(tmp_path):
+    # a hundred million zeros in a hundred thousand bytes, for an image of six pixels
+    stated = png(np.zeros((2, 3, 3), np.uint8))
+    place = stated.index(b"IDAT")
+    flood = chunk(b"IDAT", zlib.compress(bytes(100_000_000)))
+    (tmp_path / "a.png").write_bytes(stated[: place - 4] + flood + chunk(b"IEND", b""))
+    assert read_id_png(tmp_path / "a.png").tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("kept", [0, 20, 40, 60])

@@ -10,7 +10,7 @@ import torch
 from thingstuff.errors import ConfigError, EvaluationError
 from thingstuff.evaluation.panoptic_quality import PanopticQuality
 from thingstuff.structures.categories import Categories, Category
-from thingstuff.structures.panoptic import PanopticMap
+from thingstuff.structures.panoptic import IdRuns, PanopticMap
 
 CATEGORIES = Categories((Category(1, "cat"), Category(2, "dog"), Category(5, "sky", is_thing=False)))
 CAT, DOG, SKY = range(3)
@@ -376,5 +376,6 @@ def test_a_gpu_counts_the_same(segments: int):
     every: tuple[dict[str, Any], ...] = ({}, {"boundary": 0.02})
     for rules in every:
         expected = PanopticQuality(CATEGORIES, **rules).update(panoptic(ids, listed[0]), panoptic(other, listed[1]))
-        for a, b in ((ids, torch.from_numpy(other).cuda()), (torch.from_numpy(ids).cuda().int(), torch.from_numpy(other).cuda())):
+        on_gpu = torch.from_numpy(other).cuda()
+        for a, b in ((ids, on_gpu), (IdRuns.of(ids), on_gpu), (torch.from_numpy(ids).cuda().int(), on_gpu)):
             assert PanopticQuality(CATEGORIES, **rules).update(panoptic(a, listed[0]), panoptic(b, listed[1])) == expected

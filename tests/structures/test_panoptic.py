@@ -1,5 +1,7 @@
 """PanopticMap: ids and what they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from thingstuff.errors import AnnotationError, SizeError
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.masks import Mask
-from thingstuff.structures.panoptic import PanopticMap, position_of
+from thingstuff.structures.panoptic import IdRuns, PanopticMap, position_of
 from thingstuff.structures.segments import Segments
 
 CATEGORIES = Categories((Category(1, "cat"), Category(5, "sky", is_thing=False)))
@@ -87,6 +89,28 @@ def test_painted_areas_are_counted():
 def test_a_tensor_gives_the_same_as_an_array():
     ids = torch.tensor([[7, 7], [0, 2]])
     assert panoptic(ids, {7: 0, 2: 1}).to_segments().rles == panoptic(ids.numpy(), {7: 0, 2: 1}).to_segments().rles
+
+
+def test_runs_go_on_over_the_ends_of_rows():
+    # rows end to end: 7 7 2 | 2 2 0
+    runs = IdRuns.of(np.array([[7, 7, 2], [2, 2, 0]]))
+    assert runs.ids.tolist() == [7, 2, 0]
+    assert runs.ends.tolist() == [1, 4, 5]
+    assert runs.map().tolist() == [[7, 7, 2], [2, 2, 0]]
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 3), (3, 0)])
+def test_a_map_of_no_pixels_has_no_runs(size):
+    runs = IdRuns.of(np.zeros(size, np.int32))
+    assert len(runs.ids) == len(runs.ends) == 0
+    assert runs.map().shape == size
+
+
+def test_runs_give_the_same_as_the_map_they_stand_for():
+    ids = np.array([[7, 7], [0, 2]])
+    kept = replace(panoptic(ids, {7: 0, 2: 1}), ids=IdRuns.of(ids))
+    assert kept.size == (2, 2)
+    assert kept.to_segments().rles == panoptic(ids, {7: 0, 2: 1}).to_segments().rles
 
 
 def test_positions_of_ids():

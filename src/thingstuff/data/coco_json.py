@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
@@ -168,6 +169,11 @@ class ImageFolder:
         path = self.folder.joinpath(*pure.parts)
         if self.required:
             try:
+                if len(pure.parts) == 1 and S_ISREG(path.lstat().st_mode):
+                    return path  # nearly always: no link on the way
+            except OSError:
+                pass  # said below
+            try:
                 inside = path.resolve().is_relative_to(self.resolved)
                 exists = path.is_file()
             except (OSError, RuntimeError) as error:  # a name too long, links in a circle
@@ -206,11 +212,13 @@ class ImageFolder:
 
 def is_number(value: Any, at_least: float = -(2.0**63)) -> bool:
     """Finite and of a size that 64 bits hold; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and at_least <= value < 2**63
+    return type(value) in (int, float) and at_least <= value < 2**63
 
 
 def as_integer(value: Any) -> int | None:
     """Whole numbers however written: 12, 12.0, "12"; None for anything else."""
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value  # nearly always, and there are many
     if isinstance(value, str):
         try:
             value = int(value)

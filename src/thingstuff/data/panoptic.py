@@ -30,7 +30,7 @@ from thingstuff.data.id_png import LARGEST_ID, png_size, read_id_png
 from thingstuff.errors import AnnotationError
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
-from thingstuff.structures.panoptic import PanopticMap
+from thingstuff.structures.panoptic import IdRuns, PanopticMap
 
 ImageId = int | str
 _Row = tuple[int, bool, int, tuple[float, ...]]  # of a segment: class, crowd, area, box
@@ -59,13 +59,23 @@ class PanopticRecord:
         Raises:
             AnnotationError: the PNG can't be read, holds no ids, or has another size than the image.
         """
+        return self._map_of(self._sound_ids())
+
+    def panoptic_runs(self) -> PanopticMap:
+        """The same with the ids as runs, a tenth of the memory or less, to count by; raises as `panoptic_map`."""
+        return self._map_of(IdRuns.of(self._sound_ids()))
+
+    def _map_of(self, ids: np.ndarray | IdRuns) -> PanopticMap:
+        return PanopticMap(ids, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
+
+    def _sound_ids(self) -> np.ndarray:
         ids = self.painted_ids()
         if self.size is not None and ids.shape != self.size:
             raise AnnotationError(
                 f"image {self.image_id}: {self.png} has {pixels((int(ids.shape[0]), int(ids.shape[1])))}, the image "
                 f"{pixels(self.size)}; paint the map at the size of the image"
             )
-        return PanopticMap(ids, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
+        return ids
 
     def painted_ids(self) -> np.ndarray:
         """The segment id of each pixel, 0 for void, as the PNG has it; layouts that paint otherwise have records of their own."""
@@ -156,7 +166,7 @@ def pairs(
             f"{predictions.source}: has no prediction for image {missing[0]}{more}; list an image where nothing was found "
             "with no segments and a PNG of void"
         )
-    return ((record.image_id, by_image_id[record.image_id].panoptic_map, record.panoptic_map) for record in truth)
+    return ((record.image_id, by_image_id[record.image_id].panoptic_runs, record.panoptic_runs) for record in truth)
 
 
 # The JSON file ---------------------------------------------------------------------------------------------------------
