@@ -268,7 +268,7 @@ _NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
     ("proposal_nms", ("rpn_nms_thresh",), float),
     ("proposal_min_size", ("rpn_min_box_size",), float),
     ("proposal_score", ("rpn_score_thresh",), float),
-    ("score", ("box_score_thresh", "score_thr", "score_thresh", "score_threshold"), float),
+    ("score", ("box_score_thresh", "score_thr", "score_thresh", "score_threshold", "threshold"), float),
     ("nms", ("box_nms_thresh", "nms_thr", "nms_thresh", "nms_threshold", "nms"), float),
     ("detections", ("detections_per_image", "max_per_img", "max_per_image", "max_num_detections"), int),
     ("anchor_score", ("conf_thresh",), float),
@@ -277,6 +277,8 @@ _NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
     ("box_min_size", ("box_min_size",), float),
     ("mask", ("mask_thr", "mask_thr_binary", "mask_threshold"), float),
     ("cell_score", ("score_thr", "score_thresh", "score_threshold"), float),
+    ("merge_score", ("object_mask_thr", "threshold"), float),
+    ("overlap", ("iou_thr", "overlap_mask_area_threshold"), float),
 )
 # A field, the settings that state it in words, and the words
 _PHRASES: tuple[tuple[str, tuple[str, ...], str, _Number], ...] = (

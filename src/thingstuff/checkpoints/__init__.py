@@ -3,7 +3,16 @@
 import re
 from pathlib import Path
 
-from thingstuff.checkpoints import adelaidet, detectron2, mmdetection, mmdetection_solo, mmdetection_yolact, torchvision, yolact
+from thingstuff.checkpoints import (
+    adelaidet,
+    detectron2,
+    mmdetection,
+    mmdetection_mask2former,
+    mmdetection_solo,
+    mmdetection_yolact,
+    torchvision,
+    yolact,
+)
 from thingstuff.checkpoints.files import build, read_weights, shapes_of
 from thingstuff.checkpoints.rules import convert
 from thingstuff.errors import CheckpointError, ConfigError
@@ -13,7 +22,16 @@ from thingstuff.structures.images import Preprocessing
 
 # A layout is a file with LIBRARY, `detect(tensors)` and `describe(tensors, meta, name)`. The first that detects a file gets it,
 # so the files of one family stand before the layouts of libraries that hold many.
-LAYOUTS = (mmdetection_solo, adelaidet, yolact, mmdetection_yolact, torchvision, detectron2, mmdetection)
+LAYOUTS = (
+    mmdetection_solo,
+    mmdetection_mask2former,
+    adelaidet,
+    yolact,
+    mmdetection_yolact,
+    torchvision,
+    detectron2,
+    mmdetection,
+)
 
 # Names by which files of other families are known, tried before the layouts above.
 _OTHER_FAMILIES = (

@@ -27,6 +27,7 @@ from thingstuff.checkpoints.plain import from_plain, to_plain
 from thingstuff.checkpoints.rules import demand_fit
 from thingstuff.errors import CheckpointError, ConfigError, ThingstuffError
 from thingstuff.models.contract import Model
+from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
@@ -38,9 +39,10 @@ FORMAT = "thingstuff"
 VERSION = "1"
 
 # The names in this table are written into files and never change. A config has a `backbone`; counts of layers in it end in
-# `_convs` or `_fcs`.
+# `_convs`, `_fcs` or `_layers`.
 ARCHITECTURES: dict[str, tuple[type[Model], type]] = {
     "mask-rcnn": (MaskRCNN, MaskRCNNConfig),
+    "mask2former": (Mask2Former, Mask2FormerConfig),
     "solo": (SOLO, SOLOConfig),
     "decoupled-solo": (DecoupledSOLO, DecoupledSOLOConfig),
     "solov2": (SOLOv2, SOLOv2Config),
@@ -222,7 +224,7 @@ def _refuse_reaching_out(config: Any, count: int, path: Path) -> None:
     fetching = sorted(key for key in keys if key.startswith(("pretrained", "checkpoint", "cache", "hf_")))
     if fetching or not backbone.name.replace("_", "").replace(".", "").isalnum():
         raise CheckpointError(f"{path}: backbone {backbone.name!r} with options {fetching} would load something else; refused")
-    counted = [field.name for field in dataclasses.fields(config) if field.name.endswith(("_convs", "_fcs"))]
+    counted = [field.name for field in dataclasses.fields(config) if field.name.endswith(("_convs", "_fcs", "_layers"))]
     numbers = [*backbone.options, *((name, getattr(config, name)) for name in counted)]
     for key, value in numbers:
         layers = value if isinstance(value, tuple) else (value,)

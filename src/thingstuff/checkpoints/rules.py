@@ -27,12 +27,14 @@ class Rule:
     r"""Foreign names that match `pattern` as a whole get the name `replacement`, and their arrays go through `transform`.
 
     The replacement is a template (`r"neck.lateral.\1.conv.\2"`), or a function of the match where a template can't count,
-    or `DROP` for what the network here computes itself.
+    or `DROP` for what the network here computes itself. Several arrays may become one: `part=(1, 3)` is the second of three that
+    follow each other along the first axis.
     """
 
     pattern: str
     replacement: str | Callable[[re.Match[str]], str] | Fate
     transform: Callable[[Tensor], Tensor] | None = None
+    part: tuple[int, int] | None = None  # (number from 0, of how many)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def rename(foreign: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
     tensors: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
     misfits: list[str] = []
+    parts: dict[str, dict[tuple[int, int], tuple[str, Tensor]]] = {}
     for name, tensor in foreign.items():
         matches = [(match, rule) for pattern, rule in compiled if (match := pattern.fullmatch(name))]
         if len(matches) != 1:
@@ -59,12 +62,32 @@ def rename(foreign: Mapping[str, Tensor], rules: Sequence[Rule]) -> Renamed:
         if isinstance(rule.replacement, Fate):
             continue
         target = match.expand(rule.replacement) if isinstance(rule.replacement, str) else rule.replacement(match)
-        if target in tensors:
-            misfits.append(f"{name} and {sources[target]} both become {target}")
+        known = parts.get(target, {}) if rule.part else {}
+        if target in tensors or rule.part in known:
+            other = known[rule.part][0] if rule.part in known else sources[target]
+            misfits.append(f"{name} and {other} both become {target}")
+            continue
+        value = rule.transform(tensor) if rule.transform else tensor
+        if rule.part:
+            parts.setdefault(target, {})[rule.part] = (name, value)
             continue
         sources[target] = name
-        tensors[target] = rule.transform(tensor) if rule.transform else tensor
+        tensors[target] = value
+    for target, found in parts.items():
+        names = [name for _, (name, _) in sorted(found.items())]
+        values = [value for _, (_, value) in sorted(found.items())]
+        count = max(count for _, count in found)
+        if target in tensors or len(found) != count or not _stack(values):
+            misfits.append(f"{' and '.join(names)}: not the {count} parts that make {target}")
+            continue
+        sources[target] = names[0]
+        tensors[target] = torch.cat(values)
     return Renamed(tensors, sources, misfits)
+
+
+def _stack(values: Sequence[Tensor]) -> bool:
+    """Whether they can follow each other along the first axis."""
+    return all(value.ndim > 0 and value.shape[1:] == values[0].shape[1:] for value in values)
 
 
 def convert(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -39,6 +40,9 @@ class BackboneConfig:
         deformable_groups: parts of their channels that have offsets of their own.
         deformable_bias: they have a bias, although a norm follows (YOLACT++).
         leaky_slope: of the leaky ReLUs below zero; None keeps timm's.
+        original_windows: Swin's windows as its authors have them, of one size on maps of any size, which are padded before they
+            are shifted; timm makes those of the last level smaller and pads what is shifted already.
+        level_norms: a layer norm at the end of each level, as dense prediction on Swin has it.
     """
 
     name: str = "resnet50"
@@ -51,6 +55,8 @@ class BackboneConfig:
     deformable_groups: int = 1
     deformable_bias: bool = False
     leaky_slope: float | None = None
+    original_windows: bool = False
+    level_norms: bool = False
 
     def __post_init__(self) -> None:
         if self.deformable and self.deformable_kind is Deformable.NO:
@@ -90,6 +96,10 @@ class Backbone(nn.Module):
             _move_stride_to_1x1(self.body, config.name)
         for block in config.deformable:
             _make_deformable(self.body, block, config)
+        if config.original_windows:
+            _pad_before_shift(self.body, config.name)
+        if config.level_norms:
+            self.level_norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
         for module in self.body.modules():
             if isinstance(module, nn.LeakyReLU) and config.leaky_slope is not None:
                 module.negative_slope = config.leaky_slope
@@ -103,7 +113,11 @@ class Backbone(nn.Module):
         unchanging = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         body = self._folded_body() if unchanging else self.body
         levels = list(body(images))
-        if self.channels_last_levels:
+        if self.config.level_norms:
+            if not self.channels_last_levels:
+                levels = [level.permute(0, 2, 3, 1) for level in levels]  # batch height width channels
+            levels = [norm(level) for norm, level in zip(self.level_norms, levels, strict=True)]
+        if self.channels_last_levels or self.config.level_norms:
             levels = [level.permute(0, 3, 1, 2).contiguous() for level in levels]  # batch channels height width
         return levels
 
@@ -142,7 +156,7 @@ class Backbone(nn.Module):
 
 
 def _create(config: BackboneConfig, **more: Any) -> Any:  # timm's feature networks share no class
-    options: dict[str, Any] = dict(config.options)
+    options: dict[str, Any] = dict(config.options) | ({"always_partition": True} if config.original_windows else {})
     problem: Exception | None = None
     for free_size in _FREE_INPUT_SIZE if any(part in config.name for part in ("swin", "vit", "beit", "eva", "deit")) else ({},):
         try:
@@ -179,6 +193,25 @@ def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
         assert isinstance(first, nn.Conv2d)
         assert isinstance(middle, nn.Conv2d)
         first.stride, middle.stride = middle.stride, first.stride
+
+
+class _PaddedFirst(SwinTransformerBlock):
+    """Windows over a map that is padded to whole ones; shifting then moves padding and edges alike (Liu et al., 2021,
+    arXiv:2103.14030, the authors' code for dense prediction)."""
+
+    def _attn(self, x: Float[Tensor, "batch height width channels"]) -> Float[Tensor, "batch height width channels"]:
+        height, width = x.shape[1:3]
+        below, right = -height % self.window_size[0], -width % self.window_size[1]
+        padded = nn.functional.pad(x, (0, 0, 0, right, 0, below))
+        return super()._attn(padded)[:, :height, :width]
+
+
+def _pad_before_shift(body: nn.Module, name: str) -> None:
+    blocks = [module for module in body.modules() if type(module) is SwinTransformerBlock]
+    if not blocks:
+        raise ConfigError(f"original_windows needs a Swin transformer; {name} is none")
+    for block in blocks:
+        block.__class__ = _PaddedFirst  # the same parts under the same names
 
 
 def _make_deformable(body: nn.Module, name: str, config: BackboneConfig) -> None:

@@ -36,7 +36,7 @@ class Extra(Enum):
 
 
 class ConvNorm(nn.Module):
-    """A convolution that keeps the size, and the norm that replaces its bias."""
+    """A convolution that keeps the size, and the norm that replaces its bias unless it is to have both."""
 
     def __init__(
         self,
@@ -45,9 +45,10 @@ class ConvNorm(nn.Module):
         kernel: int,
         norm: Norm = Norm.NONE,
         deformable: Deformable = Deformable.NO,
+        bias: bool = False,
     ):
         super().__init__()
-        bias = norm is Norm.NONE
+        bias = bias or norm is Norm.NONE
         if deformable is Deformable.NO:
             self.conv: nn.Conv2d | DeformableConv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=bias)
         else:

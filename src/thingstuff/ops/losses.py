@@ -31,3 +31,43 @@ def dice_loss(
     p, q = masks.flatten(1), targets.flatten(1)
     overlap = (p * q).sum(dim=1)
     return 1 - 2 * overlap / ((p * p).sum(dim=1) + (q * q).sum(dim=1) + 2 * epsilon)
+
+
+def plain_dice_loss(
+    masks: Float[Tensor, "masks *pixels"], targets: Float[Tensor, "masks *pixels"], epsilon: float = 1.0
+) -> Float[Tensor, " masks"]:
+    """The form without squares: 1 - (2 sum(p q) + 1) / (sum(p) + sum(q) + 1), as MaskFormer and Mask2Former have it.
+
+    `epsilon` is the 1 in both places: an empty mask on an empty target costs nothing.
+    """
+    p, q = masks.flatten(1), targets.flatten(1)
+    return 1 - (2 * (p * q).sum(dim=1) + epsilon) / (p.sum(dim=1) + q.sum(dim=1) + epsilon)
+
+
+# The same of each pair of a prediction and a target, for matching: matrix products over the pixels, which nothing repeats
+
+
+def pairwise_plain_dice(
+    masks: Float[Tensor, "masks pixels"], targets: Float[Tensor, "targets pixels"], epsilon: float = 1.0
+) -> Float[Tensor, "masks targets"]:
+    """`plain_dice_loss` of each mask with each target."""
+    overlap = masks @ targets.T
+    return 1 - (2 * overlap + epsilon) / (masks.sum(dim=1)[:, None] + targets.sum(dim=1) + epsilon)
+
+
+def pairwise_cross_entropy(
+    logits: Float[Tensor, "masks pixels"], targets: Float[Tensor, "targets pixels"]
+) -> Float[Tensor, "masks targets"]:
+    """Mean binary cross-entropy over the pixels of each mask with each target."""
+    # softplus(x) - x q is -q log(sigmoid(x)) - (1 - q) log(1 - sigmoid(x))
+    return (functional.softplus(logits).sum(dim=1)[:, None] - logits @ targets.T) / max(logits.shape[1], 1)
+
+
+def pairwise_focal(
+    logits: Float[Tensor, "masks pixels"], targets: Float[Tensor, "targets pixels"], alpha: float = 0.25, gamma: float = 2.0
+) -> Float[Tensor, "masks targets"]:
+    """Mean `focal_loss` over the pixels of each mask with each target; a target between 0 and 1 is so much of each."""
+    probability = logits.sigmoid()
+    as_positive = alpha * (1 - probability) ** gamma * functional.softplus(-logits)
+    as_negative = (1 - alpha) * probability**gamma * functional.softplus(logits)
+    return (as_positive @ targets.T + as_negative @ (1 - targets).T) / max(logits.shape[1], 1)

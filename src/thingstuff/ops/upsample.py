@@ -1,4 +1,5 @@
-"""Bring small masks of the whole image to the image's size, one at a time and only where they can be above the threshold.
+"""Bring small masks of the whole image to the image's size: one at a time and only where they can be above the threshold, or all
+of them, a tile of the image at a time.
 
 Bilinear resizing is linear and separates into rows and columns, so several resizes with cuts between them are one matrix a side:
 mask at image size = down @ mask @ across. A resized pixel is a mean of cells: it passes the threshold only near a cell that does.
@@ -7,11 +8,14 @@ mask at image size = down @ mask @ across. A resized pixel is a mean of cells: i
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 STRIP_BYTES = 2**20  # float32 rows computed at a time
+TILE_BYTES = 2**24  # of all maps on one tile in float32; whoever works on it holds a few times as much
+TILE_WIDTH = 512  # pixels: what a few cells spread over, so that the matrices stay small
 
 Step = tuple[tuple[int, int], tuple[int, int]]  # resize to this (height, width), then keep the top left (height, width)
 
@@ -24,6 +28,46 @@ def upsample_crops(
     A pixel is in when its probability is greater than the threshold; outside the crop none is. Each step resizes bilinearly,
     half-pixel correct and without antialias, and cuts padding off. A mask that reaches no pixel has a crop of none.
     """
+    for crop, corner, _ in _crops(masks, steps, threshold, measured=False):
+        yield crop, corner
+
+
+def upsample_logits(
+    logits: Float[Tensor, "masks height width"], steps: Sequence[Step]
+) -> Iterator[tuple[Bool[np.ndarray, "_ _"], tuple[int, int], float]]:
+    """`upsample_crops` of logits, where they are above 0, and the mean probability of the pixels that are in, 0 if none is."""
+    yield from _crops(logits, steps, 0.0, measured=True)
+
+
+def upsample_tiles(
+    maps: Float[Tensor, "maps height width"], steps: Sequence[Step]
+) -> Iterator[tuple[slice, slice, Float[Tensor, "maps _ _"]]]:
+    """All maps at image size, a tile of it at a time: (rows, columns, the maps there). See `upsample_crops` for the steps."""
+    down, across = (
+        torch.from_numpy(_weights(cells, [(size[axis], kept[axis]) for size, kept in steps])).to(maps.device)
+        for axis, cells in enumerate(maps.shape[1:])
+    )
+    height, width = len(down), len(across)
+    rows = max(1, TILE_BYTES // (4 * max(len(maps), 1) * min(width, TILE_WIDTH)))
+    columns_of = [_banded(across, slice(left, min(left + TILE_WIDTH, width))) for left in range(0, width, TILE_WIDTH)]
+    for top in range(0, height, rows):
+        row, used_rows, weights_down = _banded(down, slice(top, min(top + rows, height)))
+        strip = weights_down @ maps[:, used_rows]  # maps pixels_of_the_strip cells
+        for column, used_columns, weights_across in columns_of:
+            yield row, column, strip[..., used_columns] @ weights_across.T
+
+
+def _banded(weights: Tensor, pixels: slice) -> tuple[slice, slice, Tensor]:
+    """Some pixels, the cells that have a weight in any of them, and those weights."""
+    part = weights[pixels]
+    used = part.any(dim=0).nonzero()
+    cells = slice(int(used[0]), int(used[-1]) + 1)
+    return pixels, cells, part[:, cells]
+
+
+def _crops(
+    masks: Tensor, steps: Sequence[Step], threshold: float, measured: bool
+) -> Iterator[tuple[np.ndarray, tuple[int, int], float]]:
     down = _weights(masks.shape[1], [(size[0], kept[0]) for size, kept in steps])
     across = _weights(masks.shape[2], [(size[1], kept[1]) for size, kept in steps])
     reach_down, reach_across = _reach(down), _reach(across)
@@ -32,20 +76,31 @@ def upsample_crops(
         rows = _touched(reach_down, high.any(axis=1))
         columns = _touched(reach_across, high.any(axis=0))
         if not (len(rows) and len(columns)):
-            yield np.zeros((0, 0), bool), (0, 0)
+            yield np.zeros((0, 0), bool), (0, 0), 0.0
         else:
-            crop = _crop(cells, down[rows.start : rows.stop], across[columns.start : columns.stop], threshold)
-            yield crop, (rows.start, columns.start)
+            where = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+            crop, mean = _crop(cells, down[where[0]], across[where[1]], threshold, measured)
+            yield crop, (rows.start, columns.start), mean
 
 
-def _crop(cells: np.ndarray, down: np.ndarray, across: np.ndarray, threshold: float) -> Bool[np.ndarray, "_ _"]:
-    used_rows, used_columns = _used(down), _used(across)
-    columns = cells[used_rows, used_columns] @ across[:, used_columns].T  # cells of a column, pixels of a row
+def _crop(
+    cells: np.ndarray, down: np.ndarray, across: np.ndarray, threshold: float, measured: bool
+) -> tuple[Bool[np.ndarray, "_ _"], float]:
+    used_columns = _used(across)
+    columns = cells[:, used_columns] @ across[:, used_columns].T  # cells of a column, pixels of a row
     crop = np.empty((len(down), len(across)), dtype=bool)
+    total, count = 0.0, 0
     strip = max(1, STRIP_BYTES // (4 * len(across)))  # rows
     for start in range(0, len(down), strip):
-        np.greater(down[start : start + strip, used_rows] @ columns, threshold, out=crop[start : start + strip])
-    return crop
+        weights = down[start : start + strip]
+        used_rows = _used(weights)
+        values = weights[:, used_rows] @ columns[used_rows]
+        inside = np.greater(values, threshold, out=crop[start : start + strip])
+        if measured:
+            probabilities = torch.from_numpy(values[inside]).sigmoid_()
+            total += float(probabilities.sum(dtype=torch.float64))
+            count += len(probabilities)
+    return crop, total / max(count, 1)
 
 
 def _weights(cells: int, steps: Sequence[tuple[int, int]]) -> np.ndarray:

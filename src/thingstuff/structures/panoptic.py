@@ -165,7 +165,7 @@ def _holds_integers(values: Any) -> bool:
     return not (values.is_floating_point() or values.is_complex() or str(values.dtype) == "torch.bool")
 
 
-def tight_boxes(index: Int64[np.ndarray, "height width"], count: int) -> Int64[np.ndarray, "segments 4"]:
+def tight_boxes(index: Integer[np.ndarray, "height width"], count: int) -> Int64[np.ndarray, "segments 4"]:
     """Tight x1 y1 x2 y2 of each segment, right and bottom exclusive; zeros for one without a pixel."""
     height, width = index.shape
     boxes = np.array([[width, height, 0, 0]], np.int64).repeat(count + 2, axis=0)

@@ -1,0 +1,94 @@
+"""What a file of Mask2Former or MaskFormer is: every size of the network, read from its arrays once they carry our names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from thingstuff.checkpoints.recognise import count, resnet_config
+from thingstuff.checkpoints.swin import is_swin, swin_config
+from thingstuff.errors import CheckpointError
+from thingstuff.models.backbone import BackboneConfig
+from thingstuff.models.contract import Task
+from thingstuff.models.mask2former import LEVELS, Mask2Former, Mask2FormerConfig
+from thingstuff.models.mask_classification import MaskClassifier
+from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
+
+HEADS = 8  # of every attention in the published networks; no array shows it
+
+# Patterns of our names and what they give away.
+UNSUPPORTED = (
+    (r"backbone\.(stem\.\d|stem\.conv1_\d)\..+", "a ResNet with a deep stem"),
+    (r"backbone\.absolute_pos_embed", "a Swin with absolute positions"),
+    (r"backbone\.(dilated_)?(levels|downsample_layers)\..+", "a backbone other than ResNet and Swin"),
+)
+
+
+def query_model(
+    tensors: Mapping[str, Tensor], name: str, library: str, heads: int = HEADS
+) -> tuple[type[MaskClassifier], Mask2FormerConfig]:
+    """The network and the config that these arrays, under our names, fit; what no array shows keeps its default.
+
+    Raises:
+        CheckpointError: an array that every such network has is missing, or it is of a kind that is not supported.
+    """
+    return Mask2Former, _mask2former_config(tensors, name, library, heads)
+
+
+def _mask2former_config(tensors: Mapping[str, Tensor], name: str, library: str, heads: int) -> Mask2FormerConfig:
+    def shape(key: str, axes: int = 2) -> Sequence[int]:
+        if key not in tensors or tensors[key].ndim != axes:
+            raise CheckpointError(f"{name}: looks like a Mask2Former ({library}) but lacks what becomes {key} here")
+        return tensors[key].shape
+
+    queries, query_channels = shape("decoder.queries")
+    mask_channels, channels, *_ = shape("pixel_decoder.pixel_embeddings.weight", 4)
+    levels = shape("pixel_decoder.level_embeddings")[0]
+    if levels != LEVELS:
+        raise CheckpointError(f"{name}: its pixel decoder ({library}) has {levels} levels; {LEVELS} are supported so far")
+    encoder_layers = count(tensors, r"pixel_decoder\.layers\.(\d+)\.attention\.weights\.weight", name)
+    decoder_layers = count(tensors, r"decoder\.layers\.(\d+)\.cross_attention\.output\.weight", name)
+    sizes: dict[str, Any] = {}
+    if encoder_layers:
+        samples = shape("pixel_decoder.layers.0.attention.weights.weight")[0]
+        if samples % (heads * LEVELS):
+            raise CheckpointError(
+                f"{name}: its deformable attention ({library}) has {samples} samples, which {heads} heads on {LEVELS} levels "
+                "can't share"
+            )
+        sizes |= {
+            "points": samples // (heads * LEVELS),
+            "encoder_width": shape("pixel_decoder.layers.0.feed_forward.widen.weight")[0],
+        }
+    if decoder_layers:
+        sizes["decoder_width"] = shape("decoder.layers.0.feed_forward.widen.weight")[0]
+    return Mask2FormerConfig(
+        backbone=backbone_config(tensors, name),
+        classes=shape("decoder.classes.weight")[0] - 1,
+        channels=channels,
+        mask_channels=mask_channels,
+        query_channels=query_channels,
+        queries=queries,
+        heads=heads,
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        **sizes,
+    )
+
+
+def backbone_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
+    """A Swin or a ResNet, whichever it is."""
+    return swin_config(tensors, name) if is_swin(tensors) else resnet_config(tensors, name)
+
+
+def usual_categories(classes: int) -> Categories:
+    """What so many classes are in the published networks; numbered ones where nobody can know."""
+    known = {len(each): each for each in (COCO_THINGS, COCO_PANOPTIC)}
+    return known.get(classes) or Categories.numbered(classes)
+
+
+def with_task(config: Any, categories: Categories) -> Any:
+    """The config asking for instances where all classes are known to be things. Files do not say what their network is for."""
+    task = Task.INSTANCE if categories == COCO_THINGS else Task.PANOPTIC
+    return replace(config, thresholds=replace(config.thresholds, task=task))

@@ -1,0 +1,163 @@
+"""Mask2Former and MaskFormer of MMDetection, versions 2 and 3; the two versions name the parts of a decoder layer differently."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from thingstuff.checkpoints import swin
+from thingstuff.checkpoints.mask_classification import HEADS, UNSUPPORTED, query_model, usual_categories, with_task
+from thingstuff.checkpoints.mmdetection_config import (
+    BACKBONE,
+    BACKBONE_SETTINGS,
+    LIBRARY,
+    categories_in,
+    pixel_statistics,
+    refuse_settings,
+    scale_of_tests,
+    settings_in,
+    stem,
+    stride_in_1x1,
+)
+from thingstuff.checkpoints.python_config import Settings
+from thingstuff.checkpoints.recognise import Description, refuse_unsupported
+from thingstuff.checkpoints.rules import Rule, rename
+from thingstuff.models.mask_classification import Thresholds
+from thingstuff.structures.categories import Categories
+from thingstuff.structures.images import Preprocessing, Resize
+
+_HEAD = r"panoptic_head\."
+_PIXELS = _HEAD + r"pixel_decoder\."
+_ENCODER = _PIXELS + r"encoder\.layers\.(\d+)\."
+_ENCODER_HERE = r"pixel_decoder.layers.\1."
+_LAYER = _HEAD + r"transformer_decoder\.layers\.(\d+)\."
+_LAYER_HERE = r"decoder.layers.\1."
+_END = r"(weight|bias)"
+
+_FEED_FORWARD = r"(?:ffn|ffns\.0)\.layers\."
+
+_MASK2FORMER = (
+    Rule(_PIXELS + r"input_convs\.(\d)\.conv\." + _END, r"pixel_decoder.inputs.\1.conv.\2"),
+    Rule(_PIXELS + r"input_convs\.(\d)\.gn\." + _END, r"pixel_decoder.inputs.\1.norm.\2"),
+    Rule(_PIXELS + r"level_encoding\.weight", "pixel_decoder.level_embeddings"),
+    *(
+        Rule(_ENCODER + rf"(?:self_attn|attentions\.0)\.{theirs}\." + _END, _ENCODER_HERE + rf"attention.{ours}.\2")
+        for theirs, ours in (
+            ("sampling_offsets", "offsets"),
+            ("attention_weights", "weights"),
+            ("value_proj", "values"),
+            ("output_proj", "output"),
+        )
+    ),
+    Rule(_ENCODER + _FEED_FORWARD + r"0\.0\." + _END, _ENCODER_HERE + r"feed_forward.widen.\2"),
+    Rule(_ENCODER + _FEED_FORWARD + r"1\." + _END, _ENCODER_HERE + r"feed_forward.narrow.\2"),
+    Rule(_ENCODER + r"norms\.0\." + _END, _ENCODER_HERE + r"after_attention.norm.\2"),
+    Rule(_ENCODER + r"norms\.1\." + _END, _ENCODER_HERE + r"after_feed_forward.norm.\2"),
+    Rule(_PIXELS + r"lateral_convs\.0\.conv\.weight", "pixel_decoder.lateral.conv.weight"),
+    Rule(_PIXELS + r"lateral_convs\.0\.gn\." + _END, r"pixel_decoder.lateral.norm.\1"),
+    Rule(_PIXELS + r"output_convs\.0\.conv\.weight", "pixel_decoder.output.conv.weight"),
+    Rule(_PIXELS + r"output_convs\.0\.gn\." + _END, r"pixel_decoder.output.norm.\1"),
+    Rule(_PIXELS + r"mask_feature\." + _END, r"pixel_decoder.pixel_embeddings.\1"),
+    *(
+        rule
+        for theirs, ours, norm in (
+            (r"(?:cross_attn|attentions\.0)", "cross_attention", 0),
+            (r"(?:self_attn|attentions\.1)", "self_attention", 1),
+        )
+        for rule in (
+            Rule(_LAYER + theirs + r"\.attn\.in_proj_" + _END, _LAYER_HERE + ours + r".inputs.\2"),
+            Rule(_LAYER + theirs + r"\.attn\.out_proj\." + _END, _LAYER_HERE + ours + r".output.\2"),
+            Rule(_LAYER + rf"norms\.{norm}\." + _END, _LAYER_HERE + rf"after_{ours}.norm.\2"),
+        )
+    ),
+    Rule(_LAYER + _FEED_FORWARD + r"0\.0\." + _END, _LAYER_HERE + r"feed_forward.widen.\2"),
+    Rule(_LAYER + _FEED_FORWARD + r"1\." + _END, _LAYER_HERE + r"feed_forward.narrow.\2"),
+    Rule(_LAYER + r"norms\.2\." + _END, _LAYER_HERE + r"after_feed_forward.norm.\2"),
+    Rule(_HEAD + r"transformer_decoder\.post_norm\." + _END, r"decoder.norm.\1"),
+    Rule(_HEAD + r"query_feat\.weight", "decoder.queries"),
+    Rule(_HEAD + r"query_embed\.weight", "decoder.query_positions"),
+    Rule(_HEAD + r"level_embed\.weight", "decoder.level_embeddings"),
+    Rule(_HEAD + r"decoder_input_projs\.(\d)\." + _END, r"decoder.inputs.\1.\2"),
+    Rule(_HEAD + r"cls_embed\." + _END, r"decoder.classes.\1"),
+    Rule(_HEAD + r"mask_embed\.0\." + _END, r"decoder.masks.layers.0.\1"),
+    Rule(_HEAD + r"mask_embed\.2\." + _END, r"decoder.masks.layers.1.\1"),
+    Rule(_HEAD + r"mask_embed\.4\." + _END, r"decoder.masks.layers.2.\1"),
+)
+
+SUPPORTED_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    *BACKBONE_SETTINGS,
+    ("panoptic_head.num_transformer_feat_level", (3,)),
+    ("panoptic_head.pixel_decoder.num_outs", (3,)),
+    ("panoptic_head.pixel_decoder.norm_cfg.type", ("GN",)),
+    ("panoptic_head.pixel_decoder.norm_cfg.num_groups", (32,)),
+    ("panoptic_head.pixel_decoder.act_cfg.type", ("ReLU",)),
+    ("panoptic_head.positional_encoding.normalize", (True,)),
+    ("panoptic_head.transformer_decoder.init_cfg", (None,)),
+)
+
+
+def detect(tensors: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("panoptic_head.") for key in tensors)
+
+
+def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) -> Description:
+    """What the file holds.
+
+    Raises:
+        CheckpointError: a variant that is not supported, or an array that every such network has is missing.
+    """
+    refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
+    rules = (*(swin.MMDETECTION if any(".w_msa." in key for key in foreign) else BACKBONE), *_MASK2FORMER)
+    tensors = rename(foreign, (stem(is_bgr=False), *rules)).tensors
+    settings = settings_in(meta, name)
+    model_settings = settings.first(("model",))
+    refuse_settings(model_settings, SUPPORTED_SETTINGS, name)
+    model, found = query_model(tensors, name, LIBRARY, _heads(model_settings))
+    mean, std, is_bgr = pixel_statistics(settings, tensors, found.backbone)
+    short, long = scale_of_tests(settings)
+    backbone = found.backbone
+    if not backbone.original_windows:
+        in_1x1 = stride_in_1x1(settings, tensors, backbone)
+        backbone = replace(backbone, stride_in_1x1=in_1x1, frozen_norms=True)  # norm_eval=True
+    categories = _categories(meta, model_settings, found.classes)
+    config = with_task(replace(found, backbone=backbone, thresholds=_thresholds(model_settings)), categories)
+    return Description(
+        model,
+        config,
+        Preprocessing(mean, std, short_side=short, long_side=long, resize=Resize.OPENCV),
+        categories,
+        (stem(is_bgr), *rules),
+    )
+
+
+def _heads(model: Settings) -> int:
+    decoder = model.first(("panoptic_head", "transformer_decoder"))
+    for layer in decoder.steps():
+        heads = layer.whole("num_heads", 0)
+        if heads:
+            return heads
+    return HEADS
+
+
+def _thresholds(model: Settings) -> Thresholds:
+    stated, limits = model.first(("test_cfg",)), Thresholds()
+    return replace(
+        limits,
+        detections=stated.whole("max_per_image", limits.detections),
+        merge_score=stated.real("object_mask_thr", limits.merge_score),
+        overlap=stated.real("iou_thr", limits.overlap),
+    )
+
+
+def _categories(meta: Mapping[str, Any], model: Settings, classes: int) -> Categories:
+    """The names in the file; which are things, the head's settings say: they come first."""
+    head = model.first(("panoptic_head",))
+    things = head.get("num_things_classes")
+    named = categories_in(meta, classes)
+    usual = usual_categories(classes)
+    if named == Categories.numbered(classes) or named.names == usual.names:
+        named = usual
+    if isinstance(things, int) and 0 <= things <= classes and named != usual:
+        return Categories(tuple(replace(category, is_thing=position < things) for position, category in enumerate(named)))
+    return named

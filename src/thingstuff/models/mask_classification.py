@@ -1,0 +1,397 @@
+"""Mask classification (Cheng et al., 2021, arXiv:2107.06278, section 3): pairs of a class and a mask, for any task.
+
+queries -> class logits ----------------------------------+-> PANOPTIC: each pixel to the query that claims it most
+        -> mask embeddings --+                            +-> SEMANTIC: queries summed by class, the highest in each pixel
+image   -> pixel embeddings -+-> product: mask logits ----+-> INSTANCE: pairs of a query and a class, ranked
+
+What MaskFormer and Mask2Former do alike: from queries to segments within memory, and from targets to losses by matching.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from thingstuff.errors import ConfigError
+from thingstuff.models.contract import Model, Task
+from thingstuff.ops.matching import match_hungarian
+from thingstuff.ops.upsample import Step, resize_soft, upsample_logits, upsample_tiles
+from thingstuff.structures.categories import Categories
+from thingstuff.structures.images import ImageSize, Targets
+from thingstuff.structures.masks import Mask
+from thingstuff.structures.panoptic import tight_boxes
+from thingstuff.structures.segments import Segments
+
+STRIDE = 4  # of the pixel embeddings, and so of the masks
+VOID = -1  # in maps of queries and of segments
+
+
+class Convention(Enum):
+    """Whose way from masks to segments a network was published with; they differ in a few pixels and in what counts."""
+
+    ORIGINAL = "original"  # the authors', detectron2's and MMDetection's: logits to the image's size, then probabilities
+    HUGGING_FACE = "hugging_face"  # probabilities to the image's size; areas of score times probability; stuff may be an instance
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What is kept at test time; every number may be changed for one call without touching the weights."""
+
+    task: Task = Task.PANOPTIC
+    score: float = 0.0  # of an instance, class probability times mean mask probability; must be higher
+    detections: int = 100  # instances an image
+    merge_score: float = 0.8  # class probability that a query must exceed to take part in the panoptic map
+    overlap: float = 0.8  # share of its own mask that a query must be left with there
+    mask: float = 0.5  # probability from which a pixel is in a query's own mask
+
+    def __post_init__(self) -> None:
+        if self.detections < 1:
+            raise ConfigError(f"detections must be at least 1, got {self.detections}")
+        for name in ("score", "merge_score", "overlap", "mask"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie from 0 to 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """The steps from masks to segments that a network was published with."""
+
+    convention: Convention = Convention.ORIGINAL
+    mask_side: int | None = None  # pixels; masks are resized to this square first, whatever the image (Hugging Face, Mask2Former)
+    only_sure: bool = True  # pixels whose query is below `Thresholds.mask` there stay void (Mask2Former)
+
+    def __post_init__(self) -> None:
+        if self.mask_side is not None and self.mask_side < 1:
+            raise ConfigError(f"mask_side must be at least 1, got {self.mask_side}")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the network says, before any threshold, after each layer of the decoder; the last one's word counts.
+
+    The mask logits of a layer's query are its embedding times the pixel embeddings (`MaskClassifier.mask_logits`): kept as the
+    two factors, they are made for those queries alone that matter.
+    """
+
+    class_logits: Float[Tensor, "layers batch queries classes_and_none"]
+    mask_embeddings: Float[Tensor, "layers batch queries channels"]
+    pixel_embeddings: Float[Tensor, "batch channels height width"]  # stride 4
+
+
+torch.export.register_dataclass(Predictions)
+
+
+class MaskClassifier(Model):
+    """A network of queries. Its config has ``no_object``, the weight of queries without a target, and ``post_processing``."""
+
+    config: Any
+    tasks: ClassVar[tuple[Task, ...]] = (Task.PANOPTIC, Task.INSTANCE, Task.SEMANTIC)
+    score_limits: ClassVar[tuple[str, ...]] = ("score", "merge_score")
+
+    @classmethod
+    def config_for(cls, config: Any, categories: Categories) -> Any:
+        """Where all categories are things, instances are what the network is asked for; where all are stuff, a semantic map."""
+        kinds = {category.is_thing for category in categories}
+        task = {frozenset({True}): Task.INSTANCE, frozenset({False}): Task.SEMANTIC}.get(frozenset(kinds), Task.PANOPTIC)
+        return replace(config, classes=len(categories), thresholds=replace(config.thresholds, task=task))
+
+    def mask_logits(
+        self, predictions: Predictions, image: int, queries: Int[Tensor, " masks"] | None = None, layer: int = -1
+    ) -> Float[Tensor, "masks height width"]:
+        """At the stride of the pixel embeddings; of all queries, or of those given."""
+        embeddings = predictions.mask_embeddings[layer, image].float()
+        if queries is not None:
+            embeddings = embeddings[queries]
+        pixels = predictions.pixel_embeddings[image].float()
+        return (embeddings @ pixels.flatten(1)).unflatten(1, pixels.shape[1:])
+
+    # From queries to segments
+
+    @torch.no_grad()
+    def segments(
+        self,
+        predictions: Predictions,
+        sizes: Sequence[ImageSize],
+        categories: Categories,
+        thresholds: Thresholds | None = None,
+    ) -> list[Segments]:
+        """What ``thresholds.task`` asks for of each image, in pixels of the original image.
+
+        PANOPTIC: queries sure of their class share out the pixels (section 3.4, general inference); those of one kind of stuff
+        are one segment. SEMANTIC: one segment a class (semantic inference). INSTANCE: the best pairs of a query and a class, by
+        descending score. Nothing is ever held for all queries at image size.
+        """
+        limits = thresholds or self.config.thresholds
+        make = {Task.PANOPTIC: self._panoptic, Task.SEMANTIC: self._semantic, Task.INSTANCE: self._instances}[limits.task]
+        return [make(predictions, image, size, categories, limits) for image, size in enumerate(sizes)]
+
+    def _panoptic(
+        self, predictions: Predictions, image: int, size: ImageSize, categories: Categories, limits: Thresholds
+    ) -> Segments:
+        scores, classes = predictions.class_logits[-1, image].float().softmax(dim=1).max(dim=1)
+        queries = ((classes < self.config.classes) & (scores > limits.merge_score)).nonzero().squeeze(1)
+        scores, classes = scores[queries], classes[queries]
+        shared = share_out(
+            *self._maps(predictions, image, queries, size), scores, size.original, limits.mask, self.config.post_processing
+        )
+        kept = shared.kept(limits.overlap, strictly=self._as_hugging_face)
+        segment_of_query = np.full(len(queries) + 1, VOID, np.int16)  # one more, for void: at position -1
+        segment_of_stuff: dict[int, int] = {}
+        own_classes: list[int] = []
+        own_scores: list[float] = []
+        for query, (class_, score) in enumerate(zip(classes.tolist(), scores.tolist(), strict=True)):
+            if not kept[query]:
+                continue
+            if class_ in segment_of_stuff:
+                segment = segment_of_stuff[class_]
+                own_scores[segment] = max(own_scores[segment], score)
+            else:
+                segment = len(own_classes)
+                own_classes.append(class_)
+                own_scores.append(score)
+                if not categories[class_].is_thing:
+                    segment_of_stuff[class_] = segment
+            segment_of_query[query] = segment
+        return _tiling(segment_of_query[shared.queries], own_classes, own_scores, categories)
+
+    def _semantic(
+        self, predictions: Predictions, image: int, size: ImageSize, categories: Categories, limits: Thresholds
+    ) -> Segments:
+        probabilities = predictions.class_logits[-1, image].float().softmax(dim=1)[:, :-1]  # queries classes
+        maps, steps = self._maps(predictions, image, None, size)
+        if self._as_hugging_face:
+            maps = torch.einsum("qc,qhw->chw", probabilities, maps)
+        labels = np.empty(size.original, np.int16)
+        shares = np.zeros(self.config.classes)
+        for rows, columns, tile in upsample_tiles(maps, steps):
+            if not self._as_hugging_face:
+                tile = torch.einsum("qc,qhw->chw", probabilities, tile.sigmoid_())
+            best, which = tile.max(dim=0)
+            labels[rows, columns] = which.cpu().numpy()
+            share = (best / tile.sum(dim=0).clamp(min=1e-6)).flatten().double()
+            shares += torch.bincount(which.flatten(), weights=share, minlength=len(shares)).cpu().numpy()
+        areas = np.bincount(labels.ravel(), minlength=len(shares))
+        found = np.flatnonzero(areas)
+        segment_of_class = np.zeros(len(shares), np.int16)
+        segment_of_class[found] = np.arange(len(found))
+        return _tiling(segment_of_class[labels], found.tolist(), (shares[found] / areas[found]).tolist(), categories)
+
+    def _instances(
+        self, predictions: Predictions, image: int, size: ImageSize, categories: Categories, limits: Thresholds
+    ) -> Segments:
+        probabilities = predictions.class_logits[-1, image].float().softmax(dim=1)[:, :-1].flatten()  # (queries classes)
+        best, pairs = probabilities.topk(min(limits.detections, len(probabilities)))
+        queries, classes = pairs // self.config.classes, pairs % self.config.classes
+        may_be = best > limits.score  # the mean mask probability only lowers it
+        if not self._as_hugging_face:
+            may_be &= torch.tensor([category.is_thing for category in categories], device=classes.device)[classes]
+        best, queries, classes = best[may_be], queries[may_be], classes[may_be]
+        distinct, which = queries.unique(return_inverse=True)
+        logits, steps = self._mask_steps(predictions, image, distinct, size)
+        if self._as_hugging_face:
+            found = list(_nearest_masks(logits, size.original))
+        else:
+            found = [(Mask.from_crop(crop, corner, size.original), mean) for crop, corner, mean in upsample_logits(logits, steps)]
+        means = np.array([mean for _, mean in found], np.float32)[which.cpu().numpy()]
+        scores = best.cpu().numpy() * means
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] > limits.score]
+        masks = [found[position][0] for position in which.cpu().numpy()[order]]
+        filled = np.array([mask.area > 0 for mask in masks], np.bool_)
+        masks = [mask for mask in masks if mask.area > 0]
+        order = order[filled]
+        return Segments(
+            size=size.original,
+            categories=categories,
+            classes=classes.cpu().numpy()[order],
+            scores=scores[order],
+            boxes=np.array([mask.box for mask in masks], np.float32).reshape(-1, 4),
+            rles=tuple(masks),
+        )
+
+    @property
+    def _as_hugging_face(self) -> bool:
+        return self.config.post_processing.convention is Convention.HUGGING_FACE
+
+    def _mask_steps(
+        self, predictions: Predictions, image: int, queries: Int[Tensor, " masks"] | None, size: ImageSize
+    ) -> tuple[Float[Tensor, "masks _ _"], list[Step]]:
+        """Mask logits and the resizes from there to the image: the padded input, cut to what is no padding, the original."""
+        logits = self.mask_logits(predictions, image, queries)
+        height, width = logits.shape[1:]
+        padded = (STRIDE * height, STRIDE * width)
+        side = self.config.post_processing.mask_side
+        if not self._as_hugging_face or side is None:
+            return logits, [(padded, size.input), (size.original, size.original)]
+        if size.input != padded:
+            logits = resize_soft(logits, padded)[:, : size.input[0], : size.input[1]]
+        return resize_soft(logits, (side, side)), [(size.original, size.original)]
+
+    def _maps(
+        self, predictions: Predictions, image: int, queries: Int[Tensor, " masks"] | None, size: ImageSize
+    ) -> tuple[Float[Tensor, "masks _ _"], list[Step]]:
+        """What is brought to the image's size, and how: logits, or with Hugging Face probabilities."""
+        logits, steps = self._mask_steps(predictions, image, queries, size)
+        if not self._as_hugging_face:
+            return logits, steps
+        unpadded = steps[0][0] == size.input
+        return logits.sigmoid(), steps[1:] if unpadded else steps
+
+    # Losses
+
+    def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
+        """ "class", "mask" and "dice", unweighted: of every layer of the decoder, summed (deep supervision).
+
+        Each layer is matched by itself, at the costs that the losses have with their weights. Every target is a segment, of a
+        thing or of stuff; crowds, and targets whose mask was cut away, are left out.
+        """
+        predictions = self(images)
+        present = [_present(target) for target in targets]
+        count = max(sum(len(target) for target in present), 1)
+        layers = range(len(predictions.class_logits))
+        padded = (images.shape[-2], images.shape[-1])
+        places = [(layer, image) for layer in layers for image in range(len(targets))]
+        costs = [self._costs(predictions, layer, image, present[image], padded) for layer, image in places]
+        pairs = match_hungarian(costs)
+        # each layer's mean over queries by weight; what no query is matched with has a gradient of zero
+        nothing = (predictions.mask_embeddings.float().sum() + predictions.pixel_embeddings.float().sum()) * 0
+        total = {"class": nothing, "mask": nothing, "dice": nothing}
+        for layer in layers:
+            of_layer = pairs[layer * len(targets) : (layer + 1) * len(targets)]
+            total["class"] = total["class"] + self._class_loss(predictions.class_logits[layer], of_layer, present)
+            for image, (queries, matched) in enumerate(of_layer):
+                if len(queries):
+                    logits = self.mask_logits(predictions, image, queries, layer)
+                    mask, dice = self.mask_losses(logits, present[image].masks[matched], padded)
+                    total["mask"] = total["mask"] + mask.sum() / count
+                    total["dice"] = total["dice"] + dice.sum() / count
+        return total
+
+    @abstractmethod
+    def mask_costs(
+        self, predictions: Predictions, layer: int, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
+    ) -> tuple[Float[Tensor, "queries targets"], Float[Tensor, "queries targets"]]:
+        """What "mask" and "dice" would be of each query with each target's mask; `padded` is the size of the batch's images."""
+
+    @abstractmethod
+    def mask_losses(
+        self, logits: Float[Tensor, "masks height width"], masks: Bool[Tensor, "masks _ _"], padded: tuple[int, int]
+    ) -> tuple[Float[Tensor, " masks"], Float[Tensor, " masks"]]:
+        """ "mask" and "dice" of each matched query."""
+
+    @torch.no_grad()
+    def _costs(
+        self, predictions: Predictions, layer: int, image: int, target: Targets, padded: tuple[int, int]
+    ) -> Float[Tensor, "queries targets"]:
+        """Section 3.2, the assignment: minus the probability of the target's class, and the two losses of its mask."""
+        mask, dice = self.mask_costs(predictions, layer, image, target.masks, padded)
+        probabilities = predictions.class_logits[layer, image].float().softmax(dim=1)
+        weights = self.loss_weights
+        return -weights["class"] * probabilities[:, target.classes] + weights["mask"] * mask + weights["dice"] * dice
+
+    def _class_loss(
+        self,
+        logits: Float[Tensor, "batch queries classes_and_none"],
+        pairs: Sequence[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]],
+        targets: Sequence[Targets],
+    ) -> Float[Tensor, ""]:
+        truth = torch.full(logits.shape[:2], self.config.classes, dtype=torch.int64, device=logits.device)
+        for image, ((queries, matched), target) in enumerate(zip(pairs, targets, strict=True)):
+            truth[image, queries] = target.classes[matched]
+        weights = torch.ones(self.config.classes + 1, device=logits.device)
+        weights[-1] = self.config.no_object
+        return functional.cross_entropy(logits.float().flatten(0, 1), truth.flatten(), weights)
+
+
+def _present(target: Targets) -> Targets:
+    kept = ~target.is_crowd & target.masks.flatten(1).any(dim=1)
+    return replace(
+        target, boxes=target.boxes[kept], classes=target.classes[kept], masks=target.masks[kept], is_crowd=target.is_crowd[kept]
+    )
+
+
+# Panoptic maps
+
+
+@dataclass(frozen=True, eq=False)
+class SharedOut:
+    """Which query each pixel of the image went to, and what each query had and got."""
+
+    queries: np.ndarray  # int16 (height, width), `VOID` for none
+    won: np.ndarray  # int64 (queries,), pixels where the query's claim is the highest, sure or not
+    own: np.ndarray  # int64 (queries,), pixels of its own mask
+
+    def kept(self, overlap: float, strictly: bool) -> Bool[np.ndarray, " queries"]:
+        """Queries left with enough of their own masks: this share, or more than that."""
+        share = self.won / np.maximum(self.own, 1)
+        enough = share > overlap if strictly else share >= overlap
+        return enough & (self.won > 0) & (self.own > 0)
+
+
+@torch.no_grad()
+def share_out(
+    maps: Float[Tensor, "queries _ _"],
+    steps: Sequence[Step],
+    scores: Float[Tensor, " queries"],
+    size: tuple[int, int],
+    mask: float,
+    how: PostProcessing,
+) -> SharedOut:
+    """Each pixel to the query whose class probability times mask probability is highest there, a tile of the image at a time.
+
+    `maps` are logits, or with Hugging Face probabilities, and `steps` bring them to the image's `size`.
+    """
+    count = len(maps)
+    claimed = np.full(size, VOID, np.int16)
+    won, own = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+    as_hugging_face = how.convention is Convention.HUGGING_FACE
+    for rows, columns, tile in upsample_tiles(maps, steps) if count else ():
+        probabilities = tile if as_hugging_face else tile.sigmoid_()
+        claims = probabilities * scores[:, None, None]
+        which = claims.argmax(dim=0)
+        inside = (claims if as_hugging_face else probabilities) >= mask
+        own += inside.flatten(1).sum(dim=1).cpu()
+        won += torch.bincount(which.flatten(), minlength=count).cpu()
+        if how.only_sure and not as_hugging_face:
+            which = torch.where(inside.gather(0, which[None])[0], which, VOID)
+        claimed[rows, columns] = which.to(torch.int16).cpu().numpy()
+    return SharedOut(claimed, won.numpy(), own.numpy())
+
+
+def _tiling(segment: np.ndarray, classes: Sequence[int], scores: Sequence[float], categories: Categories) -> Segments:
+    """Segments that share no pixel, from the number of each pixel's; those that have no pixel are left out."""
+    boxes = tight_boxes(segment + np.int16(1), len(classes))
+    shown = (boxes[:, 2] > 0).nonzero()[0]
+    size = (int(segment.shape[0]), int(segment.shape[1]))
+    masks = tuple(
+        Mask.from_crop(segment[top:bottom, left:right] == number, (top, left), size)
+        for number, (left, top, right, bottom) in zip(shown.tolist(), boxes[shown].tolist(), strict=True)
+    )
+    return Segments(
+        size=size,
+        categories=categories,
+        classes=np.array(classes, np.int64)[shown],
+        scores=np.array(scores, np.float32)[shown],
+        boxes=boxes[shown].astype(np.float32),
+        rles=masks,
+        overlapping=False,
+    )
+
+
+def _nearest_masks(logits: Float[Tensor, "masks _ _"], size: tuple[int, int]) -> Iterator[tuple[Mask, float]]:
+    """Where logits are above 0, enlarged by repeating pixels, and the mean probability there before that."""
+    rows, columns = (
+        np.minimum((np.arange(pixels, dtype=np.float32) * np.float32(cells / pixels)).astype(np.int64), cells - 1)
+        for cells, pixels in zip(logits.shape[1:], size, strict=True)
+    )
+    for cells in logits.cpu():
+        inside = cells > 0
+        mean = float(cells[inside].sigmoid().sum() / (inside.sum() + 1e-6))
+        yield Mask.from_dense(inside.numpy()[rows[:, None], columns]), mean

@@ -1,0 +1,65 @@
+"""Masks at points instead of everywhere (PointRend, Kirillov et al., 2019, arXiv:1912.08193, section 3.1)."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def sample_points(
+    maps: Float[Tensor, "maps height width"] | Bool[Tensor, "maps height width"],
+    points: Float[Tensor, "some points 2"],
+    size: tuple[float, float] | None = None,
+) -> Float[Tensor, "maps points"]:
+    """Each map at its own points, or at those all maps share, bilinearly; outside a map is zero.
+
+    Points are x y as shares of an area that begins where the maps do: of the maps themselves, or of `size` (height, width) in
+    cells, which may be larger. 0 0 is the corner of the first cell, whose centre lies half a cell further in. Booleans are read
+    where the points are and never turned into numbers as a whole.
+    """
+    count, height, width = maps.shape
+    high, wide = size or (height, width)
+    x, y = (points * points.new_tensor([wide, high]) - 0.5).unbind(-1)  # some points, in cells
+    flat = maps.flatten(1)
+    total = torch.zeros((count, points.shape[1]), device=maps.device, dtype=points.dtype)
+    for row, share_down in _taps(y):
+        for column, share_across in _taps(x):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            cell = torch.where(inside, row * width + column, 0).long().expand(count, -1)
+            total = total + flat.gather(1, cell).to(points.dtype) * (share_down * share_across * inside)
+    return total
+
+
+def _taps(position: Float[Tensor, "some points"]) -> list[tuple[Tensor, Tensor]]:
+    """The two cells that a position lies between, and the share of each."""
+    low = position.floor()
+    share = position - low
+    return [(low, 1 - share), (low + 1, share)]
+
+
+@torch.no_grad()
+def uncertain_points(
+    logits_at: Callable[[Float[Tensor, "maps points 2"]], Float[Tensor, "maps points"]],
+    maps: int,
+    points: int,
+    oversample: float,
+    importance: float,
+    like: Tensor,
+) -> Float[Tensor, "maps {points} 2"]:
+    """Points where training pays: for each map the most uncertain of many, and some anywhere (section 3.1, "training").
+
+    Args:
+        logits_at: what the maps say at points; near 0 is uncertain.
+        maps: how many there are.
+        points: wanted of each.
+        oversample: so many times the points are drawn to choose from.
+        importance: share of the points that is chosen so; the others are drawn evenly.
+        like: a tensor on the device of the result.
+    """
+    chosen = int(importance * points)
+    candidates = torch.rand(maps, max(int(oversample * points), chosen), 2, device=like.device)
+    uncertainty = -logits_at(candidates).abs()
+    best = uncertainty.topk(chosen, dim=1).indices
+    picked = candidates.gather(1, best[..., None].expand(-1, -1, 2))
+    return torch.cat([picked, torch.rand(maps, points - chosen, 2, device=like.device)], dim=1)
