@@ -4,8 +4,16 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
-from thingstuff.ops.losses import dice_loss, focal_loss
+from thingstuff.ops.losses import (
+    dice_loss,
+    focal_loss,
+    pairwise_cross_entropy,
+    pairwise_focal,
+    pairwise_plain_dice,
+    plain_dice_loss,
+)
 
 
 def test_focal_loss_of_even_odds() -> None:
@@ -67,3 +75,28 @@ def test_dice_loss_of_nothing_on_nothing_is_defined() -> None:
 
 def test_no_masks_have_no_losses() -> None:
     assert dice_loss(torch.zeros(0, 3, 3), torch.zeros(0, 3, 3)).shape == (0,)
+
+
+def test_plain_dice_by_hand():
+    masks = torch.tensor([[0.5, 0.5, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    # overlap 1.5, sums 2 and 2: 1 - (3 + 1) / (4 + 1); an empty mask on an empty target: 1 - 1 / 1
+    torch.testing.assert_close(plain_dice_loss(masks, targets), torch.tensor([0.2, 0.0]))
+
+
+def test_losses_of_all_pairs_are_those_of_each_pair():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(4, 30), (torch.rand(3, 30) > 0.5).float()
+    for one, many in (
+        (lambda x, q: plain_dice_loss(x[None].sigmoid(), q[None])[0], pairwise_plain_dice(logits.sigmoid(), targets)),
+        (functional.binary_cross_entropy_with_logits, pairwise_cross_entropy(logits, targets)),
+        (lambda x, q: focal_loss(x, q).mean(), pairwise_focal(logits, targets)),
+    ):
+        expected = torch.stack([torch.stack([one(x, q) for q in targets]) for x in logits])
+        torch.testing.assert_close(many, expected)
+
+
+def test_pairs_with_no_target_are_none():
+    logits = torch.randn(4, 30)
+    for pairwise in (pairwise_plain_dice, pairwise_cross_entropy, pairwise_focal):
+        assert pairwise(logits, torch.zeros(0, 30)).shape == (4, 0)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from thingstuff.ops.upsample import resize_soft, upsample_crops
+from thingstuff.ops import upsample
+from thingstuff.ops.upsample import resize_soft, upsample_crops, upsample_logits, upsample_tiles
 
 
 def _blobs(count: int, height: int, width: int) -> torch.Tensor:
@@ -81,3 +82,35 @@ def test_soft_resizing_keeps_what_has_the_size_already() -> None:
     assert resize_soft(masks[:0], (16, 18)).shape == (0, 16, 18)
     expected = functional.interpolate(masks[None], size=(16, 18), mode="bilinear", align_corners=False)[0]
     assert resize_soft(masks, (16, 18)).equal(expected)
+
+
+@pytest.mark.parametrize("steps", [(((64, 96), (50, 90)), ((131, 217), (131, 217))), (((40, 33), (40, 33)),)])
+def test_tiles_make_up_what_torch_gives_for_the_whole(monkeypatch, steps) -> None:
+    monkeypatch.setattr(upsample, "TILE_BYTES", 4 * 5 * 64 * 10)  # ten rows
+    monkeypatch.setattr(upsample, "TILE_WIDTH", 64)
+    logits = torch.randn(5, 16, 24)
+    expected = logits
+    for size, (height, width) in steps:
+        expected = functional.interpolate(expected[None], size=size, mode="bilinear", align_corners=False)[0, :, :height, :width]
+    found, times = torch.zeros_like(expected), torch.zeros(expected.shape[1:])
+    for rows, columns, tile in upsample_tiles(logits, steps):
+        found[:, rows, columns] = tile
+        times[rows, columns] += 1
+        assert tile[0].numel() <= 640
+    assert (times == 1).all()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_crops_of_logits_come_with_the_mean_probability_inside() -> None:
+    logits = torch.full((3, 8, 8), -2.0)
+    logits[0, 2:4, 3:5] = 2.0
+    logits[1] = torch.linspace(-1, 1, 8)
+    steps = [((32, 32), (30, 31)), ((61, 47), (61, 47))]
+    whole = functional.interpolate(logits[None], size=(32, 32), mode="bilinear")[..., :30, :31]
+    whole = functional.interpolate(whole, size=(61, 47), mode="bilinear")[0]
+    for expected, (crop, (top, left), mean) in zip(whole, upsample_logits(logits, steps), strict=True):
+        dense = np.zeros((61, 47), bool)
+        dense[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        inside = expected > 0
+        assert (dense == inside.numpy()).all()
+        assert mean == pytest.approx(float(expected[inside].sigmoid().mean()) if inside.any() else 0.0, abs=1e-5)

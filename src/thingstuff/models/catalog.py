@@ -5,6 +5,8 @@ from typing import Any
 
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.contract import Model
+from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig
+from thingstuff.models.mask2former import Sampling as PointSampling
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Sampling, Thresholds
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
@@ -125,6 +127,42 @@ YOLACT_TINY = YolactConfig(
     sampling=YolactSampling(masks=50),
 )
 
+MASK2FORMER_R50 = Mask2FormerConfig(BackboneConfig("resnet50", frozen_norms=True))
+
+
+def _swin(name: str) -> BackboneConfig:
+    return BackboneConfig(name, original_windows=True, level_norms=True)
+
+
+# Small enough for a CPU: a light backbone, narrow layers and few of them.
+MASK2FORMER_LITE0 = Mask2FormerConfig(
+    BackboneConfig("tf_efficientnet_lite0"),
+    channels=96,
+    mask_channels=96,
+    query_channels=96,
+    queries=60,
+    encoder_layers=3,
+    encoder_width=384,
+    decoder_layers=6,
+    decoder_width=512,
+    sampling=PointSampling(points=4096),
+)
+MASK2FORMER_TINY = Mask2FormerConfig(
+    MASK_RCNN_TINY.backbone,
+    classes=3,
+    channels=64,
+    mask_channels=16,
+    query_channels=32,
+    queries=12,
+    heads=4,
+    points=2,
+    encoder_layers=1,
+    encoder_width=32,
+    decoder_layers=3,
+    decoder_width=32,
+    sampling=PointSampling(points=256),
+)
+
 CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     "mask-rcnn-r50": (MaskRCNN, MASK_RCNN_R50, _IMAGENET),
     "mask-rcnn-r101": (MaskRCNN, replace(MASK_RCNN_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _IMAGENET),
@@ -158,4 +196,20 @@ CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     "yolact-r101": (Yolact, replace(YOLACT_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _550),
     "yolact-lite0": (Yolact, YOLACT_LITE0, _LITE0_IMAGES),
     "yolact-tiny": (Yolact, YOLACT_TINY, _TINY),
+    "mask2former-r50": (Mask2Former, MASK2FORMER_R50, _IMAGENET),
+    "mask2former-r101": (
+        Mask2Former,
+        replace(MASK2FORMER_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)),
+        _IMAGENET,
+    ),
+    "mask2former-swin-t": (Mask2Former, replace(MASK2FORMER_R50, backbone=_swin("swin_tiny_patch4_window7_224")), _IMAGENET),
+    "mask2former-swin-s": (Mask2Former, replace(MASK2FORMER_R50, backbone=_swin("swin_small_patch4_window7_224")), _IMAGENET),
+    "mask2former-swin-b": (Mask2Former, replace(MASK2FORMER_R50, backbone=_swin("swin_base_patch4_window12_384")), _IMAGENET),
+    "mask2former-swin-l": (
+        Mask2Former,
+        replace(MASK2FORMER_R50, backbone=_swin("swin_large_patch4_window12_384"), queries=200),
+        _IMAGENET,
+    ),
+    "mask2former-lite0": (Mask2Former, MASK2FORMER_LITE0, _LITE0_IMAGES),
+    "mask2former-tiny": (Mask2Former, MASK2FORMER_TINY, _TINY),
 }

@@ -225,24 +225,19 @@ class MaskClassifier(Model):
     ) -> tuple[Float[Tensor, "masks _ _"], list[Step]]:
         """Mask logits and the resizes from there to the image: the padded input, cut to what is no padding, the original."""
         logits = self.mask_logits(predictions, image, queries)
-        height, width = logits.shape[1:]
-        padded = (STRIDE * height, STRIDE * width)
-        side = self.config.post_processing.mask_side
-        if not self._as_hugging_face or side is None:
+        if not self._as_hugging_face:
+            padded = (STRIDE * logits.shape[1], STRIDE * logits.shape[2])
             return logits, [(padded, size.input), (size.original, size.original)]
-        if size.input != padded:
-            logits = resize_soft(logits, padded)[:, : size.input[0], : size.input[1]]
-        return resize_soft(logits, (side, side)), [(size.original, size.original)]
+        rows, columns = (-(-side // STRIDE) for side in size.input)
+        logits, side = logits[:, :rows, :columns], self.config.post_processing.mask_side
+        return (logits if side is None else resize_soft(logits, (side, side))), [(size.original, size.original)]
 
     def _maps(
         self, predictions: Predictions, image: int, queries: Int[Tensor, " masks"] | None, size: ImageSize
     ) -> tuple[Float[Tensor, "masks _ _"], list[Step]]:
         """What is brought to the image's size, and how: logits, or with Hugging Face probabilities."""
         logits, steps = self._mask_steps(predictions, image, queries, size)
-        if not self._as_hugging_face:
-            return logits, steps
-        unpadded = steps[0][0] == size.input
-        return logits.sigmoid(), steps[1:] if unpadded else steps
+        return (logits.sigmoid() if self._as_hugging_face else logits), steps
 
     # Losses
 

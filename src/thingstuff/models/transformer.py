@@ -5,6 +5,7 @@ arXiv:2005.12872, figure 10).
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -108,7 +109,7 @@ def sine_positions(like: Float[Tensor, "batch _ height width"], channels: int) -
     return torch.cat(grid, dim=2).flatten(0, 1)[None].to(like.dtype)  # 1 (height width) channels
 
 
-def demand_heads(config: object, *names: str) -> None:
+def demand_heads(config: Any, *names: str) -> None:
     """Widths that heads share evenly and that sine positions fill: y and x, sine and cosine."""
     heads = config.heads
     for name in names:

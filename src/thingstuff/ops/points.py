@@ -10,7 +10,7 @@ from torch import Tensor
 def sample_points(
     maps: Float[Tensor, "maps height width"] | Bool[Tensor, "maps height width"],
     points: Float[Tensor, "some points 2"],
-    size: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Float[Tensor, "maps points"]:
     """Each map at its own points, or at those all maps share, bilinearly; outside a map is zero.
 
