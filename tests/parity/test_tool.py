@@ -41,16 +41,16 @@ def test_a_case_fits_and_a_changed_expectation_does_not(parity, changed_case, ca
 
 
 def test_a_family_that_does_not_exist_here_is_said_to_be_unsupported(parity, tmp_path, capsys):
-    folder = tmp_path / "mask2former"
+    folder = tmp_path / "cascade"
     folder.mkdir()
     facts = {"peer": "mmdetection", "image": "images/none.png"}
     (folder / "case.json").write_text(json.dumps(facts))
     (folder / "keys.json").write_text(
-        json.dumps({"neck.lateral_convs.0.conv.weight": [4, 4, 1, 1], "panoptic_head.cls_embed.weight": [4, 4]})
+        json.dumps({"neck.lateral_convs.0.conv.weight": [4, 4, 1, 1], "roi_head.bbox_head.0.fc_cls.weight": [4, 4]})
     )
     assert parity.main([str(folder)]) == 1
     assert (
-        "Mask2Former or MaskFormer (MMDetection, seen by panoptic_head.cls_embed.weight) is not supported yet"
+        "Cascade R-CNN or HTC (MMDetection, seen by roi_head.bbox_head.0.fc_cls.weight) is not supported yet"
         in capsys.readouterr().out
     )
 

@@ -27,7 +27,6 @@ from thingstuff.models.mask_rcnn import STRIDES, MaskRCNN, MaskRCNNConfig, Thres
 from thingstuff.structures.images import Preprocessing, Resize
 
 UNSUPPORTED = (
-    (r"panoptic_(head|fusion_head)\..+", "Mask2Former or MaskFormer"),
     (r"semantic_head\..+", "Panoptic FPN"),
     (r"bbox_head\.(fc_cls|fc_reg|shared_fcs|shared_convs)\..+", "a network of MMDetection 1, which has background first,"),
     (r"roi_head\.(bbox|mask)_head\.\d+\..+", "Cascade R-CNN or HTC"),
@@ -107,7 +106,7 @@ MASK_RCNN = (
 
 
 def detect(tensors: Mapping[str, Tensor]) -> bool:
-    starts = ("roi_head.", "rpn_head.", "neck.lateral_convs.", "bbox_head.", "panoptic_head.", "semantic_head.")
+    starts = ("roi_head.", "rpn_head.", "neck.lateral_convs.", "bbox_head.", "semantic_head.")
     return any(key.startswith(starts) for key in tensors)
 
 
