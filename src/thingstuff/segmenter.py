@@ -15,7 +15,7 @@ import torch
 from thingstuff.checkpoints import load_foreign
 from thingstuff.checkpoints.files import is_own_format, read, save
 from thingstuff.errors import CheckpointError, ConfigError, ImageError, SizeError
-from thingstuff.models.contract import Model, Task
+from thingstuff.models.contract import Model, Task, own_task
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preprocessing, read_image
 from thingstuff.structures.segments import Segments
@@ -170,7 +170,7 @@ class Segmenter:
     @property
     def task(self) -> Task:
         """What this model gives unless asked for something else."""
-        return getattr(self.model.config.thresholds, "task", self.model.tasks[0])
+        return own_task(type(self.model), self.model.config)
 
     def thresholds(
         self,

@@ -17,8 +17,11 @@ import thingstuff
 from thingstuff.checkpoints import backbone_weights
 from thingstuff.cli import main
 from thingstuff.data.folders import open_dataset
+from thingstuff.data.records import InstanceDataset
 from thingstuff.errors import AnnotationError, CheckpointError, TrainingError
+from thingstuff.models.contract import Task
 from thingstuff.models.mask_rcnn import MaskRCNN
+from thingstuff.segmenter import Segmenter
 from thingstuff.training import Recipe, loop, run_folder, train
 
 
@@ -123,18 +126,22 @@ def test_a_run_goes_on_with_moved_data_but_not_with_changed_data(shapes: Path, t
         run_folder.prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
 
 
+def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
+    return loop._build(recipe, loop._start_of(recipe), data, Task.INSTANCE)
+
+
 def test_a_bundled_model_is_a_checkpoint_to_go_on_from_where_the_names_agree(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = _recipe(shapes, tmp_path / "run")
     data = open_dataset(recipe.data)
-    loop._build(recipe, data).save(tmp_path / "shapes.safetensors")
+    _build(recipe, data).save(tmp_path / "shapes.safetensors")
     monkeypatch.setattr("thingstuff.segmenter.BUNDLED", tmp_path)
-    assert loop._build(replace(recipe, model="shapes"), data).categories == data.categories
+    assert _build(replace(recipe, model="shapes"), data).categories == data.categories
     content = Path(recipe.data).read_text().replace("disk", "ball")
     Path(recipe.data).write_text(content)
     with pytest.raises(TrainingError, match=r"calls its categories \['disk', 'square'\]"):
-        loop._build(replace(recipe, model="shapes"), open_dataset(recipe.data))
+        _build(replace(recipe, model="shapes"), open_dataset(recipe.data))
 
 
 def test_norms_are_trained_where_no_weights_are_given(
@@ -144,7 +151,7 @@ def test_norms_are_trained_where_no_weights_are_given(
     frozen = replace(config, backbone=replace(config.backbone, frozen_norms=True))
     monkeypatch.setitem(loop.CATALOG, "frozen", (model_class, frozen, preprocessing))
     recipe = _recipe(shapes, tmp_path / "run", model="frozen")
-    model = loop._build(recipe, open_dataset(recipe.data)).model
+    model = _build(recipe, open_dataset(recipe.data)).model
     assert isinstance(model, MaskRCNN)
     assert not model.config.backbone.frozen_norms
     assert all(parameter.requires_grad for parameter in model.parameters())

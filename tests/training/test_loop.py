@@ -92,4 +92,4 @@ def test_a_damaged_log_is_an_error_with_its_line(tmp_path: Path, line: str):
 def test_a_damaged_validation_is_an_error_with_its_file(tmp_path: Path, content: str):
     (tmp_path / "validation.json").write_text(content)
     with pytest.raises(TrainingError, match=r"validation\.json is damaged"):
-        run_folder.read_validation(tmp_path)
+        run_folder.read_validation(tmp_path, ("box", "mask", "per_class"))

@@ -46,6 +46,9 @@ OPTIONS = (
     _Option("split", str, 'split of the folder to train on ("train" where there is one)'),
     _Option("validation_split", str, 'split of the folder to validate on ("val" where there is one)'),
     _Option("validation_data", str, "another data set to validate on, a folder or a COCO file"),
+    _Option("task", str, "instance, panoptic or semantic (what the model gives, where the data has it)"),
+    _Option("image_dir", str, "folder of the photos, where the data doesn't lead to them"),
+    _Option("validation_image_dir", str, "the same of the validation data (--image-dir)"),
     _Option("short_side", positive, "pixels of the short side that images are resized to"),
     _Option("long_side", positive, "pixels that the long side may then have"),
     _Option(
@@ -93,7 +96,10 @@ AUGMENTATION = (
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", metavar="DIR|JSON", required=True, help="folder with images/ and instances.json, or a COCO file"
+        "--data",
+        metavar="DIR|JSON",
+        required=True,
+        help="folder with images/ and instances.json or panoptic.json, such a file, or a folder of Cityscapes or VOC",
     )
     parser.add_argument(
         "--model",
@@ -132,9 +138,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result))
     elif result:
-        from thingstuff.evaluation.average_precision import format_table
-
-        print(f"{format_table(result)}\n\nbest weights: {recipe.folder / 'best.safetensors'}")
+        print(f"{training.table(result)}\n\nbest weights: {recipe.folder / 'best.safetensors'}")
     else:
         print(f"weights, not validated: {recipe.folder / 'last.safetensors'}")
     return 0

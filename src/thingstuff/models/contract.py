@@ -45,6 +45,11 @@ class Model(nn.Module, ABC):
         """
         return replace(config, classes=len(categories))
 
+    @classmethod
+    def trained_as(cls, task: Task) -> Task:
+        """The form of the data that a network learns a task from; another one where it always learns more than is asked for."""
+        return task
+
     @abstractmethod
     def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
         """Training losses by the paper's names, unweighted: `loss_weights` weights them, and the recipe where it says so."""
@@ -54,3 +59,8 @@ class Model(nn.Module, ABC):
         self, predictions: Any, sizes: Sequence[ImageSize], categories: Categories, thresholds: Any = None
     ) -> list[Segments]:
         """The segments of each image in pixels of the original; ``thresholds`` replaces the config's."""
+
+
+def own_task(model_class: type[Model], config: Any) -> Task:
+    """What a model of this config gives unless asked for something else."""
+    return getattr(config.thresholds, "task", model_class.tasks[0])

@@ -2,5 +2,6 @@
 
 from thingstuff.training.loop import is_main_process, train
 from thingstuff.training.recipe import Recipe
+from thingstuff.training.validation import table
 
-__all__ = ["Recipe", "is_main_process", "train"]
+__all__ = ["Recipe", "is_main_process", "table", "train"]

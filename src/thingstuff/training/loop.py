@@ -1,6 +1,6 @@
 """Training: batches in, weights, a log and pictures out. No branch per model: a model gives a dict of named losses.
 
-batches -> losses -> gradients, clipped -> AdamW -> averaged weights -> validation: AP and pictures -> best and last checkpoint
+batches -> losses -> gradients, clipped -> AdamW -> averaged weights -> validation: figures, pictures -> best and last checkpoint
 
 A run is a folder: `recipe.json`, `log.csv`, `log.jsonl`, `state.pt` to resume from, `last.safetensors`, `best.safetensors` and
 `pictures/`.
@@ -9,14 +9,12 @@ What a step does follows from the recipe and the state before it alone: a run ki
 
 import json
 import sys
-from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, gather_object
@@ -25,20 +23,17 @@ from tqdm import tqdm
 
 from thingstuff import visuals
 from thingstuff.checkpoints.backbone_weights import load_backbone_weights
-from thingstuff.data.folders import open_dataset, splits_of
 from thingstuff.data.loader import TrainingLoader
-from thingstuff.data.records import InstanceDataset, Record
+from thingstuff.data.records import InstanceDataset
 from thingstuff.errors import ConfigError, ImageError, TrainingError
-from thingstuff.evaluation.average_precision import AveragePrecision
 from thingstuff.models.catalog import CATALOG
-from thingstuff.models.contract import Model
+from thingstuff.models.contract import Model, Task, own_task
 from thingstuff.segmenter import Segmenter, bundled_models, load
-from thingstuff.structures.images import Targets
-from thingstuff.structures.segments import Segments
+from thingstuff.structures.images import Preprocessing, Targets
+from thingstuff.training.data import choose_task, open_data
 from thingstuff.training.recipe import Recipe
 from thingstuff.training.run_folder import Log, State, prepare_folder, read_validation, resume_state, save_state, write_whole
-
-LOWEST_SCORE = 0.05  # of segments that validation looks at
+from thingstuff.training.validation import JUDGES, in_words
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
@@ -54,8 +49,11 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     """
     accelerator = Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
     torch.manual_seed(recipe.seed)
-    training_data, validation_data = _open_data(recipe)
-    segmenter = _build(recipe, training_data)
+    start = _start_of(recipe)
+    task = choose_task(recipe, start.model_class.tasks, start.task)
+    data = open_data(recipe, task, start.model_class.trained_as(task))
+    training_data = data.training
+    segmenter = _build(recipe, start, training_data, task)
     folder = recipe.folder
     if accelerator.is_main_process:
         prepare_folder(recipe, resume, training_data)
@@ -122,12 +120,12 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 
             last = state.step == recipe.steps
             if state.step % recipe.validate_every == 0 or last:
-                result = _validate(averaged, validation_data, recipe, state.step, accelerator)
-                _note_validation(result, state, averaged, recipe, folder, log, bar, accelerator)
+                result = _validate(averaged, data.validation, task, recipe, state.step, accelerator)
+                _note_validation(result, task, state, averaged, recipe, log, bar, accelerator)
                 if accelerator.is_main_process:
                     log.flush()
             if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last):
-                averaged.save(folder / "last.safetensors", notes=_notes(recipe, state))
+                averaged.save(folder / "last.safetensors", notes=_notes(recipe, state, task))
                 log.flush()
                 save_state(folder, state, accelerator, segmenter.model, average, optimizer)
     finally:
@@ -136,7 +134,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     bar.close()
     accelerator.wait_for_everyone()
     if not result and (folder / "validation.json").exists():  # nothing was left to do
-        result = read_validation(folder)
+        result = read_validation(folder, JUDGES[task].parts)
     return result
 
 
@@ -156,54 +154,51 @@ class _Losses(nn.Module):
         return self.model.losses(images, targets)
 
 
-def _open_data(recipe: Recipe) -> tuple[InstanceDataset, InstanceDataset | None]:
-    folder = Path(recipe.data)
-    splits = splits_of(folder)
-    training_split = recipe.split or ("train" if "train" in splits else None)
-    training = open_dataset(folder, training_split)
-    if not any(not found.is_crowd for record in training for found in record.objects):
-        raise TrainingError(f"{training.source}: holds no object that is not a crowd, so there is nothing to learn")
-    if recipe.validation_data:
-        validation: InstanceDataset | None = open_dataset(recipe.validation_data, recipe.validation_split)
-    elif recipe.validation_split or ("val" in splits and training_split not in (None, "val")):
-        validation = open_dataset(folder, recipe.validation_split or "val")
-    else:
-        validation = None
-    if validation is not None and validation.categories.ids != training.categories.ids:
-        raise TrainingError(
-            f"{validation.source} has the category ids {list(validation.categories.ids)}, "
-            f"{training.source} has {list(training.categories.ids)}; both must have the same, in the same order"
-        )
-    if validation is not None and recipe.validation_images is not None:
-        validation = replace(validation, records=validation.records[: recipe.validation_images])
-    return training, validation
+@dataclass(frozen=True)
+class _Start:
+    """What a run starts from: an entry of the catalog, or a checkpoint."""
+
+    model_class: type[Model]
+    task: Task  # what it gives unless asked for something else
+    config: Any
+    preprocessing: Preprocessing
+    checkpoint: Segmenter | None
 
 
-def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
-    """A new model with the data's classes, or a checkpoint that has the same categories."""
+def _start_of(recipe: Recipe) -> _Start:
     if recipe.model in CATALOG:
         model_class, config, preprocessing = CATALOG[recipe.model]
+        return _Start(model_class, own_task(model_class, config), config, preprocessing, None)
+    if recipe.model in bundled_models() or Path(recipe.model).exists():
+        segmenter = load(recipe.model, device="cpu")
+        model = segmenter.model
+        return _Start(type(model), segmenter.task, model.config, segmenter.preprocessing, segmenter)
+    raise ConfigError(f"{recipe.model} is neither a file nor a model to train; these are: {', '.join(CATALOG)}")
+
+
+def _build(recipe: Recipe, start: _Start, data: InstanceDataset, task: Task) -> Segmenter:
+    """A new model with the data's classes, or a checkpoint that has the same categories; it gives the task unasked."""
+    segmenter, config = start.checkpoint, start.config
+    if segmenter is None:
         if config.backbone.frozen_norms and not recipe.backbone_weights:
             # timm starts the last norm of each block at zero; frozen there, the block would never learn
             config = replace(config, backbone=replace(config.backbone, frozen_norms=False))
             tqdm.write(f"{recipe.model}: no backbone weights, so its norms are trained, not frozen", file=sys.stderr)
-        model = model_class(model_class.config_for(config, data.categories))
-        segmenter = Segmenter(model, data.categories, preprocessing, name=recipe.model)
-    elif recipe.model in bundled_models() or Path(recipe.model).exists():
-        segmenter = load(recipe.model, device="cpu")
-        if segmenter.categories.ids != data.categories.ids:
-            raise TrainingError(
-                f"{recipe.model} knows the category ids {list(segmenter.categories.ids)}, "
-                f"{data.source} has {list(data.categories.ids)}; "
-                f"train a model of the catalog ({', '.join(CATALOG)}) instead"
-            )
-        if segmenter.categories.names != data.categories.names:
-            raise TrainingError(
-                f"{recipe.model} calls its categories {list(segmenter.categories.names)}, "
-                f"{data.source} calls them {list(data.categories.names)}; both must have the same names, in the same order"
-            )
-    else:
-        raise ConfigError(f"{recipe.model} is neither a file nor a model to train; these are: {', '.join(CATALOG)}")
+        model = start.model_class(start.model_class.config_for(config, data.categories))
+        segmenter = Segmenter(model, data.categories, start.preprocessing, name=recipe.model)
+    elif segmenter.categories.ids != data.categories.ids:
+        raise TrainingError(
+            f"{recipe.model} knows the category ids {list(segmenter.categories.ids)}, "
+            f"{data.source} has {list(data.categories.ids)}; "
+            f"train a model of the catalog ({', '.join(CATALOG)}) instead"
+        )
+    elif segmenter.categories.names != data.categories.names:
+        raise TrainingError(
+            f"{recipe.model} calls its categories {list(segmenter.categories.names)}, "
+            f"{data.source} calls them {list(data.categories.names)}; both must have the same names, in the same order"
+        )
+    model = segmenter.model
+    model.config = replace(model.config, thresholds=segmenter.thresholds(task=task))
     old = segmenter.preprocessing
     short = recipe.short_side or old.short_side
     long = recipe.long_side or max(old.long_side, short)
@@ -257,82 +252,64 @@ def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int)
 
 
 def _validate(
-    segmenter: Segmenter, data: InstanceDataset | None, recipe: Recipe, step: int, accelerator: Accelerator
+    segmenter: Segmenter, data: InstanceDataset | None, task: Task, recipe: Recipe, step: int, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """AP of the averaged weights on the validation split, and pictures of its first images. Empty without such data.
+    """The task's figures of the averaged weights on the validation split, and pictures of its first images.
 
-    Each process takes its share of the images; all of them get the same numbers.
+    Each process takes its share of the images; all of them get the same numbers. Empty without such data.
     """
     if data is None:
         return {}
     share = replace(data, records=data.records[accelerator.process_index :: accelerator.num_processes])
-    found = AveragePrecision(share, recipe.max_detections)
+    judge = JUDGES[task](share, recipe)
     draws = accelerator.is_main_process
     broadcast(list(segmenter.model.buffers()))  # in place: statistics of norms, of which each process has its own
     segmenter.model.eval()
     with torch.random.fork_rng(devices=[]):
-        predictions = _predictions(segmenter, share, recipe)
-        bar = tqdm(predictions, total=len(share), desc="validate", leave=False, dynamic_ncols=True, disable=not draws)
-        for index, (record, segments) in enumerate(bar):
-            found.update(record.image_id, segments)
+        found = segmenter.stream([record.path for record in share], task=task, **judge.limits())
+        bar = tqdm(found, total=len(share), desc="validate", leave=False, dynamic_ncols=True, disable=not draws)
+        for index, (record, (_, segments)) in enumerate(zip(share, bar, strict=True)):
+            if isinstance(segments, ImageError):
+                raise segments
+            judge.update(record, segments)
             if draws and index < recipe.pictures and segments.image is not None:
                 pictures = recipe.folder / "pictures"
                 pictures.mkdir(exist_ok=True)
-                picture = visuals.side_by_side(segments.image, segments.above(0.5), _truth(record, data))
+                picture = visuals.side_by_side(segments.image, judge.shown(segments), judge.truth(record))
                 visuals.save(pictures / f"step_{step:06d}_{record.image_id}.png", picture)
-    precision = AveragePrecision(data, recipe.max_detections)
-    for part in gather_object([found]):
-        precision.merge(part)
-    return precision.compute()
-
-
-def _predictions(segmenter: Segmenter, data: InstanceDataset, recipe: Recipe) -> Iterator[tuple[Record, Segments]]:
-    paths = [record.path for record in data]
-    stream = segmenter.stream(paths, score_threshold=LOWEST_SCORE, max_detections=recipe.max_detections)
-    for record, (_, segments) in zip(data, stream, strict=True):
-        if isinstance(segments, ImageError):
-            raise segments
-        yield record, segments
-
-
-def _truth(record: Record, data: InstanceDataset) -> Segments:
-    objects = [found for found in record.objects if not found.is_crowd]
-    return Segments(
-        size=record.size,
-        categories=data.categories,
-        classes=np.array([found.class_ for found in objects], dtype=np.int64),
-        scores=np.ones(len(objects), dtype=np.float32),
-        boxes=np.array([found.box for found in objects], dtype=np.float32).reshape(-1, 4),
-        rles=tuple(found.mask for found in objects),
-    )
+    whole = JUDGES[task](data, recipe)
+    for part in gather_object([judge]):
+        whole.merge(part)
+    return whole.compute()
 
 
 def _note_validation(
     result: dict[str, Any],
+    task: Task,
     state: State,
     averaged: Segmenter,
     recipe: Recipe,
-    folder: Path,
     log: Log,
     bar: tqdm,
     accelerator: Accelerator,
 ) -> None:
     if not result:
         return
-    ap = result["mask"]["AP"] or 0.0
-    better = ap > state.best_ap
+    judge = JUDGES[task]
+    figure = judge.figure(result)
+    better = figure > state.best
     if better:
-        state.best_ap, state.best_step = ap, state.step
+        state.best, state.best_step = figure, state.step
     if not accelerator.is_main_process:
         return
-    log.add({"step": state.step, "box_AP": result["box"]["AP"], **{f"mask_{k}": v for k, v in result["mask"].items()}})
-    bar.write(
-        f"step {state.step}: mask AP {ap:.4f}, AP50 {result['mask']['AP50'] or 0:.4f}, box AP {result['box']['AP'] or 0:.4f}"
-    )
+    row = judge.row(result)
+    log.add({"step": state.step, **row})
+    bar.write(f"step {state.step}: {in_words(row)}")
     if better:
-        averaged.save(folder / "best.safetensors", notes=_notes(recipe, state))
-    write_whole(folder / "validation.json", json.dumps({"step": state.step, **result}, indent=1))
+        averaged.save(recipe.folder / "best.safetensors", notes=_notes(recipe, state, task))
+    write_whole(recipe.folder / "validation.json", json.dumps({"step": state.step, **result}, indent=1))
 
 
-def _notes(recipe: Recipe, state: State) -> dict[str, str]:
-    return {"trained_steps": str(state.step), "trained_from": Path(recipe.model).name, "best_mask_ap": f"{state.best_ap:.4f}"}
+def _notes(recipe: Recipe, state: State, task: Task) -> dict[str, str]:
+    trained = {"trained_steps": str(state.step), "trained_from": Path(recipe.model).name}
+    return {**trained, JUDGES[task].best: f"{state.best:.4f}"}

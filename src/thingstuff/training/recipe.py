@@ -6,6 +6,7 @@ from pathlib import Path
 
 from thingstuff.data.transforms import Augmentation
 from thingstuff.errors import ConfigError
+from thingstuff.models.contract import Task
 
 REFERENCE_BATCH = 16  # images a step that `learning_rate` is meant for
 
@@ -24,6 +25,9 @@ class Recipe:
     split: str | None = None  # of the folder, to train on; None: "train" where the folder has one
     validation_split: str | None = None  # likewise "val"
     validation_data: str | None = None  # another folder or file; None: the same
+    task: str | None = None  # "instance", "panoptic" or "semantic"; None: what the model gives, where the data has it
+    image_dir: str | None = None  # folder of the photos; None: where the data leads to them
+    validation_image_dir: str | None = None  # likewise of the validation data; None: as image_dir
     short_side: int | None = None  # pixels; None: as the model says
     long_side: int | None = None
     shrink: bool | None = None  # whether larger images are made smaller, too; None: as the model says
@@ -65,6 +69,8 @@ class Recipe:
             raise ConfigError(f"ema must be from 0 (no averaging) to below 1, got {self.ema}")
         if not 0 <= self.final_learning_rate <= 1:
             raise ConfigError(f"final_learning_rate is a share from 0 to 1, got {self.final_learning_rate}")
+        if self.task not in (None, *(task.value for task in Task)):
+            raise ConfigError(f"task must be one of {', '.join(task.value for task in Task)}, got {self.task!r}")
         if self.precision not in ("no", "bf16", "fp16"):
             raise ConfigError(f'precision must be "no", "bf16" or "fp16", got {self.precision!r}')
 

@@ -23,7 +23,7 @@ class State:
     """What a run has besides its recipe and weights: how far it is, and what it found best."""
 
     step: int = 0
-    best_ap: float = -1.0
+    best: float = -1.0  # of the task's figure
     best_step: int = -1
 
 
@@ -54,6 +54,8 @@ def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
             "out",
             "backbone_weights",
             "validation_data",
+            "image_dir",
+            "validation_image_dir",
         }
         if wrong := [key for key in differing if key not in free]:
             told = ", ".join(f"{key} was {before.get(key)!r}, is {content.get(key)!r}" for key in wrong)
@@ -128,7 +130,10 @@ def resume_state(folder: Path, accelerator: Accelerator, model: nn.Module, avera
         optimizer.load_state_dict(content["optimizer"])
         if accelerator.scaler is not None and content["scaler"]:
             accelerator.scaler.load_state_dict(content["scaler"])
-        return State(**content["state"])
+        state = dict(content["state"])
+        if "best_ap" in state:  # of runs from before other tasks
+            state["best"] = state.pop("best_ap")
+        return State(**state)
     except Exception as error:  # the unpickler of a damaged file may raise anything
         raise TrainingError(
             f"{path} does not belong to this run or is broken: {error}; remove the folder to start again"
@@ -175,12 +180,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_validation(folder: Path) -> dict[str, Any]:
-    """The last validation of a finished run."""
+def read_validation(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
+    """The last validation of a finished run, which has these parts."""
     path = folder / "validation.json"
     try:
         result = json.loads(path.read_bytes())
-        found = {kind: result[kind] for kind in ("box", "mask", "per_class")}
+        found = {part: result[part] for part in parts}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path} is damaged: {error}; evaluate best.safetensors beside it instead") from error
     return {"step": result.get("step"), **found}
