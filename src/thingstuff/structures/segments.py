@@ -209,7 +209,7 @@ class Segments:
 
         if self.image is None:
             raise ImageError("these segments carry no picture to draw on; set one with dataclasses.replace(segments, image=...)")
-        return Image.fromarray(visuals.overlay(self.image, self))
+        return Image.fromarray(visuals.overlay(self.image, self, legend=not self.overlapping))
 
 
 def _index_array(index: Any, count: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from thingstuff.errors import ConfigError, SizeError
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.masks import Mask
 from thingstuff.structures.segments import Segments
+from thingstuff.visuals import labels, text
 
 CATEGORIES = Categories((Category(1, "cell"), Category(2, "vessel"), Category(3, "glass", is_thing=False)))
 
@@ -176,29 +177,28 @@ def test_labels_stay_inside_and_apart(monkeypatch):
     size = (1000, 1000)
     corners = [(0, 0), (0, 970), (970, 0), (970, 970), (440, 440), (480, 480), (520, 520)]
     places = []
-    place = visuals._label_place
-    monkeypatch.setattr(visuals, "_label_place", lambda *arguments: places.append(place(*arguments)) or places[-1])
+    place = labels.label_place
+    monkeypatch.setattr(labels, "label_place", lambda *arguments: places.append(place(*arguments)) or places[-1])
     visuals.overlay(grey(*size), segments_of([rectangle(top, left, 30, 30, size) for top, left in corners], size))
     assert len(places) == 7
     rectangles = np.array(places)
     assert rectangles.min() >= 0
     assert rectangles.max() <= 1000
-    assert np.count_nonzero(visuals._common(rectangles, rectangles)) == 7  # each with itself alone
+    assert np.count_nonzero(labels.common(rectangles, rectangles)) == 7  # each with itself alone
 
 
 def test_a_long_name_is_cut_to_fit():
-    font = visuals._font(20)
-    short = visuals._shortened("a name\nthat goes on " * 20, font, 200)
+    font = text.font_of(20)
+    short = text.shortened("a name\nthat goes on " * 20, font, 200)
     assert short.startswith("a name that")
     assert short.endswith("...")
-    assert visuals._text_size(short, font)[0] <= 200
-    assert visuals._shortened("word", font, 3) == ""
+    assert text.text_size(short, font)[0] <= 200
+    assert text.shortened("word", font, 3) == ""
 
 
 def test_a_score_of_one_is_left_out(monkeypatch):
     texts = []
-    shortened = visuals._shortened
-    monkeypatch.setattr(visuals, "_shortened", lambda text, *rest: texts.append(text) or shortened(text, *rest))
+    monkeypatch.setattr(labels, "shortened", lambda words, *rest: texts.append(words) or text.shortened(words, *rest))
     for score in (0.876, 1.0):
         visuals.overlay(grey(1000, 1000), segments_of([rectangle(300, 300, 200, 200, (1000, 1000))], (1000, 1000), score=score))
     assert texts == ["cell 0.88", "cell"]
