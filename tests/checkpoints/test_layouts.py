@@ -477,7 +477,7 @@ def test_blocks_numbered_with_gaps_are_said():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["model.pixel_level_module.encoder.x"], "Mask2Former or MaskFormer from Hugging Face, which is not supported yet"),
+        (["attn_mask_probs", "class_head.weight"], "EoMT, which is not supported yet"),
         (
             ["proto_net.0.weight", "backbone.layers.0.0.conv1.weight"],
             r"its pyramid has 0 levels from the backbone; YOLACT's has 3",

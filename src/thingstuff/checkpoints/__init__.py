@@ -6,6 +6,7 @@ from pathlib import Path
 from thingstuff.checkpoints import (
     adelaidet,
     detectron2,
+    hugging_face,
     mmdetection,
     mmdetection_mask2former,
     mmdetection_solo,
@@ -25,6 +26,7 @@ from thingstuff.structures.images import Preprocessing
 LAYOUTS = (
     mmdetection_solo,
     mmdetection_mask2former,
+    hugging_face,
     adelaidet,
     yolact,
     mmdetection_yolact,
@@ -35,7 +37,6 @@ LAYOUTS = (
 
 # Names by which files of other families are known, tried before the layouts above.
 _OTHER_FAMILIES = (
-    (r"(model\.)?pixel_level_module\..+", "Mask2Former or MaskFormer from Hugging Face"),
     (r"(attn_mask_probs|upscale_block\..+)", "EoMT"),
     (r"transformer\.(encoder|decoder)\..+", "a DETR-like network"),
     (r"(conv1_w|res2_0_branch2a_w|fc1000_w|pred_w)", "a Caffe2 network"),

@@ -29,6 +29,7 @@ from thingstuff.errors import CheckpointError, ConfigError, ThingstuffError
 from thingstuff.models.contract import Model
 from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.models.yolact import Yolact, YolactConfig
@@ -42,6 +43,7 @@ VERSION = "1"
 # `_convs`, `_fcs` or `_layers`.
 ARCHITECTURES: dict[str, tuple[type[Model], type]] = {
     "mask-rcnn": (MaskRCNN, MaskRCNNConfig),
+    "maskformer": (MaskFormer, MaskFormerConfig),
     "mask2former": (Mask2Former, Mask2FormerConfig),
     "solo": (SOLO, SOLOConfig),
     "decoupled-solo": (DecoupledSOLO, DecoupledSOLOConfig),

@@ -13,6 +13,7 @@ from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.contract import Task
 from thingstuff.models.mask2former import LEVELS, Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask_classification import MaskClassifier
+from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
 
 HEADS = 8  # of every attention in the published networks; no array shows it
@@ -27,13 +28,15 @@ UNSUPPORTED = (
 
 def query_model(
     tensors: Mapping[str, Tensor], name: str, library: str, heads: int = HEADS
-) -> tuple[type[MaskClassifier], Mask2FormerConfig]:
+) -> tuple[type[MaskClassifier], Mask2FormerConfig | MaskFormerConfig]:
     """The network and the config that these arrays, under our names, fit; what no array shows keeps its default.
 
     Raises:
         CheckpointError: an array that every such network has is missing, or it is of a kind that is not supported.
     """
-    return Mask2Former, _mask2former_config(tensors, name, library, heads)
+    if "decoder.queries" in tensors:
+        return Mask2Former, _mask2former_config(tensors, name, library, heads)
+    return MaskFormer, _maskformer_config(tensors, name, library, heads)
 
 
 def _mask2former_config(tensors: Mapping[str, Tensor], name: str, library: str, heads: int) -> Mask2FormerConfig:
@@ -73,6 +76,33 @@ def _mask2former_config(tensors: Mapping[str, Tensor], name: str, library: str, 
         heads=heads,
         encoder_layers=encoder_layers,
         decoder_layers=decoder_layers,
+        **sizes,
+    )
+
+
+def _maskformer_config(tensors: Mapping[str, Tensor], name: str, library: str, heads: int) -> MaskFormerConfig:
+    def shape(key: str, axes: int = 2) -> Sequence[int]:
+        if key not in tensors or tensors[key].ndim != axes:
+            raise CheckpointError(f"{name}: looks like a MaskFormer ({library}) but lacks what becomes {key} here")
+        return tensors[key].shape
+
+    queries, query_channels = shape("decoder.query_positions")
+    mask_channels, channels, *_ = shape("pixel_decoder.pixel_embeddings.weight", 4)
+    encoder_layers = count(tensors, r"pixel_decoder\.layers\.(\d+)\.self_attention\.output\.weight", name)
+    sizes: dict[str, Any] = {}
+    if encoder_layers:
+        sizes["encoder_width"] = shape("pixel_decoder.layers.0.feed_forward.widen.weight")[0]
+    return MaskFormerConfig(
+        backbone=backbone_config(tensors, name),
+        classes=shape("decoder.classes.weight")[0] - 1,
+        channels=channels,
+        mask_channels=mask_channels,
+        query_channels=query_channels,
+        queries=queries,
+        heads=heads,
+        encoder_layers=encoder_layers,
+        decoder_layers=count(tensors, r"decoder\.layers\.(\d+)\.cross_attention\.output\.weight", name),
+        decoder_width=shape("decoder.layers.0.feed_forward.widen.weight")[0],
         **sizes,
     )
 

@@ -8,6 +8,7 @@ from thingstuff.models.contract import Model
 from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask2former import Sampling as PointSampling
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Sampling, Thresholds
+from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.models.yolact import Sampling as YolactSampling
@@ -163,6 +164,19 @@ MASK2FORMER_TINY = Mask2FormerConfig(
     sampling=PointSampling(points=256),
 )
 
+MASKFORMER_R50 = MaskFormerConfig(BackboneConfig("resnet50", frozen_norms=True), encoder_layers=6)
+MASKFORMER_TINY = MaskFormerConfig(
+    MASK_RCNN_TINY.backbone,
+    classes=3,
+    channels=64,
+    mask_channels=16,
+    query_channels=32,
+    queries=12,
+    heads=4,
+    decoder_layers=2,
+    decoder_width=32,
+)
+
 CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     "mask-rcnn-r50": (MaskRCNN, MASK_RCNN_R50, _IMAGENET),
     "mask-rcnn-r101": (MaskRCNN, replace(MASK_RCNN_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _IMAGENET),
@@ -212,4 +226,11 @@ CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     ),
     "mask2former-lite0": (Mask2Former, MASK2FORMER_LITE0, _LITE0_IMAGES),
     "mask2former-tiny": (Mask2Former, MASK2FORMER_TINY, _TINY),
+    "maskformer-r50": (MaskFormer, MASKFORMER_R50, _IMAGENET),
+    "maskformer-swin-t": (
+        MaskFormer,
+        replace(MASKFORMER_R50, backbone=_swin("swin_tiny_patch4_window7_224"), encoder_layers=0),
+        _IMAGENET,
+    ),
+    "maskformer-tiny": (MaskFormer, MASKFORMER_TINY, _TINY),
 }

@@ -203,15 +203,14 @@ def _cell_centres(x: Float[Tensor, "batch _ height width"]) -> Float[Tensor, "ce
 class DecoderLayer(nn.Module):
     """Masked attention comes first, since before it the queries have nothing to tell each other (section 3.2.2, figure 2)."""
 
-    def __init__(self, config: Mask2FormerConfig):
+    def __init__(self, channels: int, heads: int, width: int, dropout: float = 0.0):
         super().__init__()
-        width = config.query_channels
-        self.cross_attention = Attention(width, config.heads)
-        self.after_cross_attention = Residual(width)
-        self.self_attention = Attention(width, config.heads)
-        self.after_self_attention = Residual(width)
-        self.feed_forward = FeedForward(width, config.decoder_width)
-        self.after_feed_forward = Residual(width)
+        self.cross_attention = Attention(channels, heads, dropout)
+        self.after_cross_attention = Residual(channels, dropout)
+        self.self_attention = Attention(channels, heads, dropout)
+        self.after_self_attention = Residual(channels, dropout)
+        self.feed_forward = FeedForward(channels, width, dropout)
+        self.after_feed_forward = Residual(channels, dropout)
 
     def forward(
         self,
@@ -219,12 +218,32 @@ class DecoderLayer(nn.Module):
         query_positions: Float[Tensor, "queries channels"],
         pixels: Float[Tensor, "batch cells channels"],
         pixel_positions: Float[Tensor, "1 cells channels"],
-        seen: Bool[Tensor, "batch queries cells"],
+        seen: Bool[Tensor, "batch queries cells"] | None = None,
     ) -> Float[Tensor, "batch queries channels"]:
+        queries = self.look(queries, query_positions, pixels, pixel_positions, seen)
+        return self.think(self.talk(queries, query_positions))
+
+    def look(
+        self,
+        queries: Float[Tensor, "batch queries channels"],
+        query_positions: Float[Tensor, "queries channels"],
+        pixels: Float[Tensor, "batch cells channels"],
+        pixel_positions: Float[Tensor, "1 cells channels"],
+        seen: Bool[Tensor, "batch queries cells"] | None,
+    ) -> Float[Tensor, "batch queries channels"]:
+        """Each query at the pixels."""
+        found = self.cross_attention(queries + query_positions, pixels + pixel_positions, pixels, seen)
+        return self.after_cross_attention(queries, found)
+
+    def talk(
+        self, queries: Float[Tensor, "batch queries channels"], query_positions: Float[Tensor, "queries channels"]
+    ) -> Float[Tensor, "batch queries channels"]:
+        """The queries to each other."""
         placed = queries + query_positions
-        queries = self.after_cross_attention(queries, self.cross_attention(placed, pixels + pixel_positions, pixels, seen))
-        placed = queries + query_positions
-        queries = self.after_self_attention(queries, self.self_attention(placed, placed, queries))
+        return self.after_self_attention(queries, self.self_attention(placed, placed, queries))
+
+    def think(self, queries: Float[Tensor, "batch queries channels"]) -> Float[Tensor, "batch queries channels"]:
+        """Each query by itself."""
         return self.after_feed_forward(queries, self.feed_forward(queries))
 
 
@@ -240,7 +259,7 @@ class Decoder(nn.Module):
         self.inputs = nn.ModuleList(
             nn.Identity() if width == config.channels else nn.Conv2d(config.channels, width, 1) for _ in range(LEVELS)
         )
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = nn.ModuleList(DecoderLayer(width, config.heads, config.decoder_width) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(width)
         self.classes = nn.Linear(width, config.classes + 1)
         self.masks = Perceptron(width, width, width, config.mask_channels)

@@ -28,6 +28,7 @@ from thingstuff.models.deformable import Deformable
 from thingstuff.models.fpn import FPN, ConvNorm, Norm
 from thingstuff.ops.losses import dice_loss, focal_loss
 from thingstuff.ops.matrix_nms import Kernel, matrix_nms
+from thingstuff.ops.shrink import shrink_masks
 from thingstuff.ops.upsample import resize_soft, upsample_crops
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import ImageSize, Targets
@@ -427,20 +428,6 @@ def local_maxima(scores: Float[Tensor, "batch classes rows columns"]) -> Float[T
     """Scores that no neighbour above, to the left, or both, exceeds; 0 for the others. The official code's window of 2 x 2."""
     highest = functional.max_pool2d(scores, 2, stride=1, padding=1)[..., :-1, :-1]
     return scores * (highest == scores)
-
-
-@torch.no_grad()
-def shrink_masks(masks: Bool[Tensor, "masks _ _"], size: Sequence[int], stride: int) -> Float[Tensor, "masks height width"]:
-    """Share of each cell of `stride` pixels a side that is covered, on a map of this (height, width).
-
-    The peers shrink by sampling, which loses objects smaller than a cell; a share of them stays.
-    """
-    height, width = size
-    small = torch.zeros((len(masks), height, width), device=masks.device)
-    for mask, share in zip(masks, small, strict=True):  # one by one: as floats they are large
-        padded = functional.pad(mask.float(), (0, width * stride - mask.shape[1], 0, height * stride - mask.shape[0]))
-        share.copy_(functional.avg_pool2d(padded[None], stride)[0])
-    return small
 
 
 # The networks

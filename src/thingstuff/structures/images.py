@@ -334,6 +334,7 @@ class Preprocessing:
     resize: Resize = Resize.ANTIALIASED
     shrink: bool = True  # False: a longer short side is left as it is, for objects whose size does not follow the image's
     square: bool = False  # True: both sides become short_side, whatever the aspect ratio was (YOLACT)
+    stretch: bool = False  # True: each side is resized up to a multiple of pad_multiple instead of padded (MaskFormer)
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(v) for v in (*self.mean, *self.std)):
@@ -374,6 +375,10 @@ class Preprocessing:
                 shrink = self.long_side / max(scaled)
                 scaled = scaled[0] * shrink, scaled[1] * shrink
             sides = int(scaled[0] + 0.5), int(scaled[1] + 0.5)
+        if self.stretch:
+            # whole pixels first, downwards, as transformers does
+            scale = min(short_side / short, self.long_side / long)
+            sides = tuple(_round_up(int(side * scale + 1e-9), self.pad_multiple) for side in (height, width))
         return max(1, sides[0]), max(1, sides[1])
 
     def batch(
