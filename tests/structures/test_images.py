@@ -428,6 +428,13 @@ def test_a_short_side_of_0_keeps_the_images_own_size(resize: Resize):
     assert preprocessing.input_size(37, 1999) == (37, 1999)
 
 
+def test_a_stretched_image_needs_no_padding():
+    stretched = Preprocessing(short_side=480, long_side=800, stretch=True)
+    assert stretched.input_size(300, 451) == (480, 736)  # 480 x 721, each side up to a multiple of 32
+    assert stretched.input_size(100, 1000) == (96, 800)  # the long side at most 800: 80 x 800
+    assert stretched.batch([np.zeros((300, 451, 3), np.uint8)]).pixels.shape == (1, 3, 480, 736)
+
+
 def test_an_image_without_pixels_has_no_input_size():
     with pytest.raises(SizeError, match="0 x 5 pixels has no input size"):
         Preprocessing().input_size(0, 5)

@@ -157,5 +157,5 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         thresholds=Thresholds(score=0.5, merge_score=0.5),
     )
     # as in the published preprocessors: Mask2Former's images are squares, MaskFormer's are stretched to multiples of 32
-    sizes = {"short_side": 384, "square": True} if model is Mask2Former else {"stretch": True}
-    return Description(model, with_task(config, categories), Preprocessing(**sizes), categories, rules)
+    images = Preprocessing(short_side=384, square=True) if model is Mask2Former else Preprocessing(stretch=True)
+    return Description(model, with_task(config, categories), images, categories, rules)
