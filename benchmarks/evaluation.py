@@ -3,16 +3,21 @@
     python benchmarks/evaluation.py > benchmarks/results/evaluation.md
 
 Inputs are drawn: pairs of 480 x 640 maps of 25 overlapping ellipses and rectangles in 20 classes, the prediction being the truth
-moved by a few pixels. panopticapi is not on the package index; what stands here for it does what its tool does, written anew: one
-np.unique over paired ids, and loops over segments and pairs in dicts. It runs in one process, where the tool starts one for each
-core. Turns alternate between the contestants, so that a busy machine slows all alike; times are medians of them. Beside the time
-on the clock stands the time of the processor, over all threads, which other programs disturb less. torchmetrics gets the first
-4 pairs (its PQ is theirs, and forgives what lies on void of the prediction), everything else all of them.
+moved by a few pixels. panopticapi is not on the package index; what stands here for it does what its tool does for each image,
+written anew: np.unique over the predicted ids and over paired ids, and loops over segments and pairs in dicts. It is given what
+the tool has once colours are ids (unsigned 32 bits, areas in the truth's rows), and runs in one process, where the tool starts
+one for each core. Turns alternate between the contestants, so that a busy machine slows all alike; times are medians of them.
+Beside the time on the clock stands the time of the processor, over all threads, which other programs disturb less. torchmetrics
+gets the first 4 pairs (its PQ is theirs, and forgives what lies on void of the prediction), everything else all of them.
+
+np.unique sorts, and NumPy sorts with AVX-512 where there is AVX-512, which takes several times as long as without on some
+processors (AMD's Zen 4); panopticapi's best time is then that with NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL".
 """
 
 import argparse
 import gc
 import json
+import os
 import platform
 import statistics
 import sys
@@ -69,21 +74,30 @@ Rows = list[dict[str, Any]]
 
 
 def panopticapi_counts(
-    counts: dict[int, list[float]], truth: np.ndarray, found: np.ndarray, rows: Rows, found_rows: Rows
+    counts: dict[int, list[float]], truth: np.ndarray, found: np.ndarray, rows: Rows, found_rows: Rows, known: set[int]
 ) -> None:
     """Add one image to {category id: [tp, fp, fn, sum of IoU]}."""
     annotated = {row["id"]: row for row in rows}
-    predicted = {row["id"]: dict(row) for row in found_rows}
+    predicted = {row["id"]: row for row in found_rows}
+    unpainted = {row["id"] for row in found_rows}
     for id_, area in zip(*np.unique(found, return_counts=True), strict=True):
-        if id_:
-            predicted[id_]["area"] = area
+        if id_ not in predicted:
+            if id_ == 0:
+                continue
+            raise KeyError(f"segment {id_} is not listed")
+        predicted[id_]["area"] = area
+        unpainted.remove(id_)
+        if predicted[id_]["category_id"] not in known:
+            raise KeyError(f"segment {id_} is of no known category")
+    if unpainted:
+        raise KeyError(f"segments {unpainted} are not painted")
     shared = {}
     combined = truth.astype(np.uint64) * 2**24 + found.astype(np.uint64)
     for code, pixels in zip(*np.unique(combined, return_counts=True), strict=True):
         shared[(code // 2**24, code % 2**24)] = pixels
     matched_truth, matched = set(), set()
     for (t, p), pixels in shared.items():
-        if t not in annotated or p not in predicted or annotated[t]["iscrowd"]:
+        if t not in annotated or p not in predicted or annotated[t]["iscrowd"] == 1:
             continue
         if annotated[t]["category_id"] != predicted[p]["category_id"]:
             continue
@@ -96,13 +110,19 @@ def panopticapi_counts(
             matched.add(p)
     crowds = {}
     for t, row in annotated.items():
-        if row["iscrowd"]:
+        if t in matched_truth:
+            continue
+        if row["iscrowd"] == 1:
             crowds[row["category_id"]] = t
-        elif t not in matched_truth:
+        else:
             counts.setdefault(row["category_id"], [0, 0, 0, 0.0])[2] += 1
     for p, row in predicted.items():
-        ignored = shared.get((0, p), 0) + shared.get((crowds.get(row["category_id"]), p), 0)
-        if p not in matched and ignored / row["area"] <= 0.5:
+        if p in matched:
+            continue
+        ignored = shared.get((0, p), 0)
+        if row["category_id"] in crowds:
+            ignored += shared.get((crowds[row["category_id"]], p), 0)
+        if ignored / row["area"] <= 0.5:
             counts.setdefault(row["category_id"], [0, 0, 0, 0.0])[1] += 1
 
 
@@ -113,12 +133,15 @@ def panopticapi_quality(counts: dict[int, list[float]]) -> float:
 def panopticapi_files(truth: Path, found: Path) -> float:
     counts: dict[int, list[float]] = {}
     predicted = {entry["image_id"]: entry for entry in json.loads(found.read_text())["annotations"]}
-    for entry in json.loads(truth.read_text())["annotations"]:
+    content = json.loads(truth.read_text())
+    known = {category["id"] for category in content["categories"]}
+    for entry in content["annotations"]:
         maps = []
         for path, image in ((truth, entry), (found, predicted[entry["image_id"]])):
             colours = np.array(Image.open(path.with_suffix("") / image["file_name"]), dtype=np.uint32)
             maps.append(colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2])
-        panopticapi_counts(counts, maps[0], maps[1], entry["segments_info"], predicted[entry["image_id"]]["segments_info"])
+        found_rows = predicted[entry["image_id"]]["segments_info"]
+        panopticapi_counts(counts, maps[0], maps[1], entry["segments_info"], found_rows, known)
     return panopticapi_quality(counts)
 
 
@@ -137,7 +160,9 @@ def rows_of(panoptic: PanopticMap) -> Rows:
 def from_tensors(drawn: list[Pair]) -> Contestants:
     """What each is given lies ready in the form it takes; its own counting is timed."""
     tensors = [(_with_tensor(found), _with_tensor(truth)) for found, truth in drawn]
-    listed = [(truth.ids, found.ids, rows_of(truth), rows_of(found)) for found, truth in drawn]
+    listed = [
+        (truth.ids.astype(np.uint32), found.ids.astype(np.uint32), rows_of(truth), rows_of(found)) for found, truth in drawn
+    ]
     classed = [(_as_classes(found)[None], _as_classes(truth)[None]) for found, truth in drawn[:TORCHMETRICS_IMAGES]]
 
     def ours() -> float:
@@ -154,10 +179,12 @@ def from_tensors(drawn: list[Pair]) -> Contestants:
             quality.update(prediction, truth)
         return float(quality.compute())
 
+    known = set(CATEGORIES.ids)
+
     def panopticapi() -> float:
         counts: dict[int, list[float]] = {}
-        for image in listed:
-            panopticapi_counts(counts, *image)
+        for truth, found, rows, found_rows in listed:
+            panopticapi_counts(counts, truth, found, rows, found_rows, known)
         return panopticapi_quality(counts)
 
     every = len(drawn)
@@ -253,8 +280,9 @@ def main() -> None:
     random = np.random.default_rng(0)
     drawn = [draw(random) for _ in range(arguments.images)]
     print("# Panoptic quality\n\n" + "\n".join((__doc__ or "").split("\n\n")[2:]).strip())
+    without = f", without {disabled}" if (disabled := os.environ.get("NPY_DISABLE_CPU_FEATURES")) else ""
     print(
-        f"\nPython {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}, torchmetrics "
+        f"\nPython {platform.python_version()}, numpy {np.__version__}{without}, torch {torch.__version__}, torchmetrics "
         f"{torchmetrics.__version__}, hotcoco {hotcoco.__version__}; {arguments.images} pairs, {arguments.turns} turns."  # pyright: ignore
     )
     rows = list(contest(from_tensors(drawn), arguments.turns))

@@ -41,7 +41,7 @@ def ids_of_colours(colours: UInt8[np.ndarray, "height width channels"]) -> UInt3
     if channels == 4:
         return colours.view("<u4")[..., 0] & np.uint32(LARGEST_ID)
     # a pixel and the byte behind it, read as one number in one pass; the last pixel has no byte behind it
-    ids = np.zeros(height * width, "<u4")
+    ids = np.empty(height * width, "<u4")
     ids[:-1] = np.ndarray(height * width - 1, "<u4", colours.data, strides=(channels,))
     ids[-1:].view(np.uint8)[:channels] = colours[-1, -1]
     ids &= np.uint32(LARGEST_ID)

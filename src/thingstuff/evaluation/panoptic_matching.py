@@ -113,9 +113,10 @@ def match_segments(
         truth_areas[1:-1] = np.where(truth.areas < 0, truth_areas[1:-1], truth.areas)
 
     # classes and crowds by index: void and unlisted ids belong to none
-    truth_class = np.concatenate(([-1], truth_classes, [-1])).astype(np.int64)
-    class_ = np.concatenate(([-2], prediction_classes, [-2])).astype(np.int64)
-    crowd = np.concatenate(([False], truth.crowd, [False]))
+    truth_class, class_ = np.full(len(truth_areas), -1), np.full(len(areas), -2)
+    truth_class[1:-1], class_[1:-1] = truth_classes, prediction_classes
+    crowd = np.zeros(len(truth_areas), np.bool_)
+    crowd[1:-1] = truth.crowd
     on_void = _per_prediction(shared, shared.truth == 0, len(areas))
     alike = truth_class[shared.truth] == class_[shared.prediction]
 

@@ -12,6 +12,7 @@ from thingstuff.structures.masks import Mask
 from thingstuff.structures.segments import Segments
 
 VOID = 0  # the id of pixels that belong to no segment
+LARGEST = 2**63 - 1  # number that 64 bits hold, and no segment's id
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,14 +148,16 @@ class PanopticMap:
 def position_of(ids: Integer[np.ndarray, "*shape"], segment_ids: Int64[np.ndarray, " segments"]) -> Int64[np.ndarray, "*shape"]:
     """For each id 0 for void, k + 1 for `segment_ids[k]`, and the number of segments + 1 for any other."""
     values = ids.astype(np.int64, copy=False)
-    order = np.argsort(segment_ids)
+    order = segment_ids.argsort()
     other = len(segment_ids) + 1
     # void sorts before every segment; the largest number, which no id may be, after it, so that every search ends inside
-    keys = np.concatenate(([VOID], segment_ids[order], [np.iinfo(np.int64).max]))
-    positions = np.concatenate(([0], order + 1, [other]))
-    place = np.searchsorted(keys, values)
-    found = positions[place]
-    if (unlisted := keys[place] != values).any():
+    keys, positions = np.empty((2, other + 1), np.int64)
+    keys[0], keys[1:-1], keys[-1] = VOID, segment_ids[order], LARGEST
+    positions[0], positions[1:-1], positions[-1] = 0, order, other
+    positions[1:-1] += 1
+    place = keys.searchsorted(values)
+    found = positions.take(place)
+    if (unlisted := keys.take(place) != values).any():
         found[unlisted] = other
     return found
 
