@@ -1,17 +1,10 @@
-"""COCO average precision: small cases by hand, real data against pycocotools."""
+"""COCO average precision, on cases small enough to check by hand; `test_same_digits.py` has real data and other tools."""
 
 import json
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from thingstuff.data.coco import read_coco
 from thingstuff.data.records import InstanceDataset, Object, Record
 from thingstuff.errors import ConfigError, EvaluationError
 from thingstuff.evaluation.average_precision import AveragePrecision, format_table
@@ -197,100 +190,3 @@ def test_the_table_shows_percent_and_dashes():
         "dust      50.50   50.50",
         "cell          -       -",
     ]
-
-
-@dataclass(frozen=True)
-class Perturbed:
-    """Predictions made of the ground truth: shifted, rescored, some missing, some doubled, some of another class."""
-
-    segments: dict[int, Segments]
-    rows: list[dict[str, Any]]
-
-
-def perturbed(dataset: InstanceDataset, copies: int) -> Perturbed:
-    random = np.random.default_rng(0)
-    by_image: dict[int, Segments] = {}
-    rows: list[dict[str, Any]] = []
-    for record in dataset:
-        classes, masks = [], []
-        for found in record.objects:
-            for _ in range(copies):
-                if random.random() < 0.15 or not found.mask.area:
-                    continue
-                (top, left), crop = found.mask.corner, found.mask.crop()
-                shift = random.integers(-3, 4, 2)
-                masks.append(Mask.from_crop(crop, (top + int(shift[0]), left + int(shift[1])), record.size))
-                wrong = random.random() < 0.1
-                classes.append(int(random.integers(len(dataset.categories))) if wrong else found.class_)
-        scores = random.random(len(masks)).astype(np.float32)
-        boxes = np.array([mask.box for mask in masks], np.float32).reshape(-1, 4)
-        boxes += random.uniform(-1, 1, boxes.shape).astype(np.float32)
-        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-        by_image[record.image_id] = Segments(
-            record.size, dataset.categories, np.array(classes, np.int64), scores, boxes, tuple(masks)
-        )
-        rows += by_image[record.image_id].to_coco(record.image_id)
-    return Perturbed(by_image, rows)
-
-
-def pycocotools_says(path: Path, rows: list[dict[str, Any]], kind: str, max_detections: int) -> list[float]:
-    truth = COCO(str(path))
-    keep = "bbox" if kind == "bbox" else "segmentation"
-    found = truth.loadRes([{key: row[key] for key in ("image_id", "category_id", "score", keep)} for row in rows])  # pyright: ignore
-    evaluation = COCOeval(truth, found, kind)  # pyright: ignore[reportArgumentType]
-    evaluation.params.maxDets = [1, 10, max_detections]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 2]  # iou recall class area
-    parts = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *(precision[..., area] for area in (1, 2, 3))]
-    parts += [precision[:, :, class_, 0] for class_ in range(precision.shape[2])]
-    recall = evaluation.eval["recall"]  # iou class area limit
-    parts += [recall[:, :, 0, 0], recall[:, :, 0, 1], *(recall[:, :, area, 2] for area in range(4))]
-    return [float(part[part > -1].mean()) if (part > -1).any() else -1.0 for part in parts]
-
-
-# a few images of each set, for pycocotools takes minutes for all; of nuclei two with 60 to 130, so that 100 and 300 detections
-# differ there
-@pytest.mark.parametrize(
-    ("name", "max_detections", "copies", "images"),
-    [
-        ("nuclei", 100, 2, 2),
-        ("nuclei", 300, 2, 2),
-        ("coco-mini", 100, 1, 15),
-        ("coco-person", 100, 2, 20),
-        ("pennfudan", 100, 2, 15),
-        ("balloon", 100, 2, 13),
-    ],
-)
-def test_real_data_gives_what_pycocotools_gives(
-    shared_data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    max_detections: int,
-    copies: int,
-    images: int,
-):
-    content = json.loads((shared_data / name / "instances_val.json").read_text())
-    objects = Counter(annotation["image_id"] for annotation in content["annotations"])
-    of_use = [image for image in content["images"] if name != "nuclei" or 60 <= objects[image["id"]] <= 130]
-    content["images"] = sorted(of_use, key=lambda image: objects[image["id"]])[:: max(1, len(of_use) // images)]
-    chosen = {image["id"] for image in content["images"]}
-    content["annotations"] = [annotation for annotation in content["annotations"] if annotation["image_id"] in chosen]
-    path = tmp_path / "instances.json"
-    path.write_text(json.dumps(content))
-    dataset = read_coco(path, shared_data / name / "images")
-    found = perturbed(dataset, copies)
-    metric = AveragePrecision(dataset, max_detections)
-    for image_id, given in found.segments.items():
-        metric.update(image_id, given)
-    result = metric.compute()
-    assert capsys.readouterr().out == ""
-    by_id = sorted(range(len(dataset.categories)), key=lambda class_: dataset.categories[class_].id)
-    per_class = list(result["per_class"].values())
-    for kind, ours in (("bbox", "box"), ("segm", "mask")):
-        expected = pycocotools_says(path, found.rows, kind, max_detections)
-        values = list(result[ours].values())
-        stated = [*values[:6], *(per_class[class_][ours] for class_ in by_id), *values[6:]]
-        assert 0.1 < stated[0] < 0.9
-        assert [-1.0 if value is None else value for value in stated] == pytest.approx(expected, abs=1e-12)

@@ -164,13 +164,14 @@ def slow_boundary_ap(data: InstanceDataset, found: dict[int, Segments], class_: 
         free = [True] * len(wanted)
         given = found[record.image_id]
         mine = [place for place in np.argsort(-given.scores, kind="stable") if given.classes[place] == class_]
+        with_boundary = [(mask := one.mask.dense(), boundary_of(mask)) for one in wanted] if mine else []
         for place in mine:
             mask = given.rles[place].dense()
+            outline = boundary_of(mask)
             best, chosen = threshold, -1
             for index, one in enumerate(wanted):
-                other = one.mask.dense()
                 ious = []
-                for p, q in ((mask, other), (boundary_of(mask), boundary_of(other))):
+                for p, q in zip((mask, outline), with_boundary[index], strict=True):
                     union = p.sum() if one.is_crowd else (p | q).sum()
                     ious.append((p & q).sum() / union if union else 0.0)
                 free_or_crowd = free[index] or one.is_crowd
