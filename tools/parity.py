@@ -4,8 +4,9 @@
 
 A case is a folder with case.json, keys.json and expected.npz; images it names are relative to the folder that holds its folder.
 For each case this fills the weights, writes them as a checkpoint file in the peer's own layout, loads that file with
-thingstuff.load alone, runs the case's image at the case's thresholds and compares the result. One line a case; exit code 0 when
-every case fits, 1 when one does not, 2 for wrong use.
+thingstuff.load alone, runs the case's image at the case's thresholds and compares the result. A case may also be without a model:
+things and stuff to merge, with the inputs in its outputs.npz. One line a case; exit code 0 when every case fits, 1 when one does
+not, 2 for wrong use.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from safetensors.numpy import save_file
 
 import thingstuff
 from thingstuff.models.contract import Task
+from thingstuff.ops.panoptic_merge import merge_panoptic
 from thingstuff.segmenter import Segmenter
 from thingstuff.structures.images import ImageBatch, Preprocessing, read_image
 from thingstuff.structures.segments import Segments
@@ -277,8 +279,9 @@ _NAMES: tuple[tuple[str, tuple[str, ...], _Number], ...] = (
     ("box_min_size", ("box_min_size",), float),
     ("mask", ("mask_thr", "mask_thr_binary", "mask_threshold"), float),
     ("cell_score", ("score_thr", "score_thresh", "score_threshold"), float),
-    ("merge_score", ("object_mask_thr", "threshold"), float),
-    ("overlap", ("iou_thr", "overlap_mask_area_threshold"), float),
+    ("merge_score", ("object_mask_thr", "threshold", "instances_confidence_threshold", "instances_score_thresh"), float),
+    ("overlap", ("iou_thr", "overlap_mask_area_threshold", "overlap_threshold", "mask_overlap"), float),
+    ("stuff_area", ("stuff_area_limit", "stuff_area_thresh"), int),
 )
 # A field, the settings that state it in words, and the words
 _PHRASES: tuple[tuple[str, tuple[str, ...], str, _Number], ...] = (
@@ -288,7 +291,9 @@ _PHRASES: tuple[tuple[str, tuple[str, ...], str, _Number], ...] = (
     ("proposal_min_size", ("rpn", "rpn_test"), r"min size ([\d.]*\d)", float),
     ("nms", ("nms",), r"IoU ([\d.]*\d)", float),
     ("class_candidates", ("nms",), r"top_k (\d+)", int),
-    ("cross_class", ("nms",), r"(cross[- ]class)", bool),
+    ("cross_class", ("nms",), r"(cross[- ]class|class[- ]agnostic)", bool),
+    ("overlap", ("panoptic",), r"more than ([\d.]*\d) of their area", float),
+    ("stuff_area", ("panoptic",), r"areas below (\d+)", int),
     ("mask", ("mask_paste",), r">=? ([\d.]*\d)", float),
     ("candidates", ("matrix_nms",), r"nms_pre (\d+)", int),
     ("sigma", ("matrix_nms",), r"sigma ([\d.]*\d)", float),
@@ -343,6 +348,54 @@ def run_case(case: Case, device: str | None) -> dict[str, np.ndarray]:
     return found
 
 
+def is_merge(case: Case) -> bool:
+    """Whether a case is without a model: masks of things and a map of stuff, merged under several sets of thresholds."""
+    inputs = [entry.get("name") for entry in case.facts.get("inputs", []) if isinstance(entry, dict)]
+    return {"labels", "scores", "masks", "semantic"} <= set(inputs)
+
+
+def check_merge(case: Case) -> tuple[list[str], list[str]]:
+    """Summary and misfits of such a case, which is exact. Segments of the peer's without a pixel don't exist here."""
+    with np.load(case.folder / "outputs.npz") as file:
+        arrays = dict(file.items())
+    height, width = arrays["semantic"].shape
+    masks = np.unpackbits(arrays["masks"], axis=1)[:, : height * width].reshape(-1, height, width).astype(bool)
+    order = np.argsort(-arrays["scores"], kind="stable")
+    stuff = arrays["semantic"].astype(np.int16) - 1  # 0 means things there
+    summaries, problems = [], []
+    for output in case.facts["outputs"]:
+        parts = merge_panoptic(
+            ((masks[thing], (0, 0)) for thing in order),
+            arrays["scores"][order].tolist(),
+            stuff,
+            score=output["instances_score_thresh"],
+            overlap=output["overlap_threshold"],
+            stuff_area=output["stuff_area_thresh"],
+        )
+        painted, labels = np.zeros((height, width), np.int32), []
+        for number, part in enumerate(parts, start=1):
+            (top, left), (rows, columns) = part.corner, part.crop.shape
+            painted[top : top + rows, left : left + columns][part.crop] = number
+            label = int(arrays["labels"][order[part.index]]) if part.is_thing else part.index + 1
+            labels.append(_merged_label(part.is_thing, label))
+        segments = [segment for segment in output["segments"] if segment["pixels"]]
+        expected = {
+            "panoptic_map": arrays[output["name"]],
+            "panoptic_ids": [segment["id"] for segment in segments],
+            "panoptic_labels": [_merged_label(segment["isthing"], segment["category_id"]) for segment in segments],
+        }
+        got = {"panoptic_map": painted, "panoptic_ids": range(1, len(labels) + 1), "panoptic_labels": labels}
+        summary, found = recipe("compare").compare_panoptic(expected, got, {"segment_iou": 1.0})
+        summaries.append(f"{output['name']}: {summary}")
+        problems += [f"{output['name']}: {problem}" for problem in found]
+    return summaries, problems
+
+
+def _merged_label(is_thing: bool, number: int) -> int:
+    """One number for things and stuff, which are counted apart in such a case."""
+    return number if is_thing else -number
+
+
 def check(folder: Path, device: str | None) -> Iterator[str]:
     """The misfits of one case, after one line about it."""
     start = time.perf_counter()
@@ -352,9 +405,12 @@ def check(folder: Path, device: str | None) -> Iterator[str]:
             raise ValueError("has no case.json; not supported yet")
         case = Case(folder)
         name = case.name
-        if not (folder / "keys.json").exists() or "image" not in case.facts:
+        if is_merge(case):
+            summaries, problems = check_merge(case)
+        elif not (folder / "keys.json").exists() or "image" not in case.facts:
             raise ValueError("not a model on an image; not supported yet")
-        summaries, problems = recipe("compare").compare(folder, run_case(case, device))
+        else:
+            summaries, problems = recipe("compare").compare(folder, run_case(case, device))
     except Exception as error:  # whatever goes wrong with one case is its misfit, and the other cases still run
         problems = [" ".join(f"{type(error).__name__}: {error}".split())]
     words = "; ".join([*summaries, *problems[:3], *([f"... {len(problems)} misfits"] if len(problems) > 3 else [])])

@@ -1,4 +1,4 @@
-"""detectron2's Mask R-CNN on FPN: the zoo's `.pkl` files and what its trainer saves as `.pth`.
+"""detectron2's Mask R-CNN on FPN and Panoptic FPN: the zoo's `.pkl` files and what its trainer saves as `.pth`.
 
 The zoo's networks read BGR (config/defaults.py and configs/Base-RCNN-FPN.yaml there); ours read RGB, so the first kernel is
 flipped. Files of 2019 and 2020 hold `pixel_mean`, `pixel_std` and the anchors, which then decide; later ones hold none of them.
@@ -21,17 +21,20 @@ from thingstuff.checkpoints.recognise import (
     is_grouped,
     mask_rcnn_config,
     refuse_unsupported,
+    with_semantic_branch,
 )
-from thingstuff.checkpoints.rules import DROP, Rule, bgr_to_rgb, rename
+from thingstuff.checkpoints.rules import DROP, Rule, background_to_the_end, bgr_to_rgb, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Thresholds
+from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
 from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
 
 LIBRARY = "detectron2"
 
 UNSUPPORTED = (
     (r"sem_seg_head\.(pixel_decoder|predictor\.(transformer|class_embed|mask_embed|query)).*", "Mask2Former or MaskFormer"),
-    (r"sem_seg_head\..+", "Panoptic FPN"),
+    (r"sem_seg_head\.(decoder|head|layers)\..+|ins_embed_head\..+", "DeepLab or Panoptic-DeepLab"),
+    (r"sem_seg_head\.(coarse_sem_seg_head|point_head)\..+", "PointRend"),
     (r"roi_heads\.box_(head|predictor)\.\d+\..+", "Cascade R-CNN"),
     (r"roi_heads\.res5\..+", "Mask R-CNN C4"),
     (r"backbone\.(stem|res[2-5])\..+", "Mask R-CNN without FPN (DC5)"),
@@ -89,6 +92,24 @@ MASK_RCNN = (
 )
 
 
+def _of_semantic_branch(part: str) -> Callable[[re.Match[str]], str]:
+    """p2 is levels.0; an upsampling follows each convolution there, so that these have every second number."""
+
+    def replacement(match: re.Match[str]) -> str:
+        return f"semantic_branch.levels.{int(match[1]) - 2}.{int(match[2]) // 2}.{part}.{match[3]}"
+
+    return replacement
+
+
+PANOPTIC_FPN = (
+    *MASK_RCNN,
+    Rule(r"sem_seg_head\.p([2-5])\.(\d+)\.(weight|bias)", _of_semantic_branch("conv")),
+    Rule(r"sem_seg_head\.p([2-5])\.(\d+)\.norm\.(.+)", _of_semantic_branch("norm")),
+    # things are the first class there and the last here
+    Rule(r"sem_seg_head\.predictor\.(weight|bias)", r"semantic_branch.logits.\1", background_to_the_end),
+)
+
+
 def detect(tensors: Mapping[str, Tensor]) -> bool:
     starts = ("backbone.bottom_up.", "backbone.fpn_lateral", "backbone.res", "backbone.stem.", "proposal_generator.")
     return any(key.startswith(starts) for key in tensors)
@@ -101,7 +122,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         CheckpointError: another network of detectron2's, or an array that a Mask R-CNN needs is missing.
     """
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
-    tensors = rename(foreign, (Rule(_STEM, _STEM_HERE), *MASK_RCNN)).tensors
+    tensors = rename(foreign, (Rule(_STEM, _STEM_HERE), *PANOPTIC_FPN)).tensors
     found = mask_rcnn_config(tensors, name)
     preprocessing, is_bgr = _preprocessing(foreign, is_grouped(found.backbone))
     config = replace(
@@ -109,10 +130,13 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         backbone=replace(found.backbone, stride_in_1x1=_stride_in_1x1(found, preprocessing)),
         thresholds=_thresholds(found.classes),
     )
-    config = _with_anchors(config, foreign, name)
+    config = with_semantic_branch(_with_anchors(config, foreign, name), tensors)
     demand_anchor_count(config, tensors, name)
     stem = Rule(_STEM, _STEM_HERE, bgr_to_rgb if is_bgr else None)
-    return Description(MaskRCNN, config, preprocessing, categories_for(config.classes), (stem, *MASK_RCNN))
+    rules = (stem, *PANOPTIC_FPN)
+    if isinstance(config, PanopticFPNConfig):
+        return Description(PanopticFPN, config, preprocessing, categories_for(config.things, config.stuff), rules)
+    return Description(MaskRCNN, config, preprocessing, categories_for(config.classes), rules)
 
 
 def _preprocessing(foreign: Mapping[str, Tensor], grouped: bool) -> tuple[Preprocessing, bool]:

@@ -30,6 +30,7 @@ from thingstuff.models.contract import Model
 from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
+from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.models.yolact import Yolact, YolactConfig
@@ -45,6 +46,7 @@ ARCHITECTURES: dict[str, tuple[type[Model], type]] = {
     "mask-rcnn": (MaskRCNN, MaskRCNNConfig),
     "maskformer": (MaskFormer, MaskFormerConfig),
     "mask2former": (Mask2Former, Mask2FormerConfig),
+    "panoptic-fpn": (PanopticFPN, PanopticFPNConfig),
     "solo": (SOLO, SOLOConfig),
     "decoupled-solo": (DecoupledSOLO, DecoupledSOLOConfig),
     "solov2": (SOLOv2, SOLOv2Config),

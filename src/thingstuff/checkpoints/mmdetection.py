@@ -1,4 +1,4 @@
-"""MMDetection's Mask R-CNN, versions 2 and 3: published files and what its trainers save."""
+"""MMDetection's Mask R-CNN and Panoptic FPN, versions 2 and 3: published files and what its trainers save."""
 
 import warnings
 from collections.abc import Mapping
@@ -20,14 +20,21 @@ from thingstuff.checkpoints.mmdetection_config import (
     stride_in_1x1,
 )
 from thingstuff.checkpoints.python_config import Settings
-from thingstuff.checkpoints.recognise import Description, demand_anchor_count, mask_rcnn_config, refuse_unsupported
+from thingstuff.checkpoints.recognise import (
+    Description,
+    demand_anchor_count,
+    mask_rcnn_config,
+    refuse_unsupported,
+    with_semantic_branch,
+)
 from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.mask_rcnn import STRIDES, MaskRCNN, MaskRCNNConfig, Thresholds
+from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
 from thingstuff.structures.images import Preprocessing, Resize
 
 UNSUPPORTED = (
-    (r"semantic_head\..+", "Panoptic FPN"),
+    (r"roi_head\.(semantic|fused_semantic|glbctx|feat_relay)_head\..+", "HTC or SCNet"),
     (r"bbox_head\.(fc_cls|fc_reg|shared_fcs|shared_convs)\..+", "a network of MMDetection 1, which has background first,"),
     (r"roi_head\.(bbox|mask)_head\.\d+\..+", "Cascade R-CNN or HTC"),
     (r"roi_head\.shared_head\..+", "Mask R-CNN C4"),
@@ -80,7 +87,10 @@ SUPPORTED_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("roi_head.mask_head.type", ("FCNMaskHead",)),
     ("test_cfg.rpn.nms_across_levels", (False,)),
     ("test_cfg.rpn.nms.type", ("nms",)),
-    ("test_cfg.rcnn.nms.class_agnostic", (False,)),
+    ("semantic_head.type", ("PanopticFPNHead",)),
+    ("semantic_head.start_level", (0,)),
+    ("semantic_head.end_level", (4,)),
+    ("panoptic_fusion_head.type", ("HeuristicFusionHead",)),
 )
 
 MASK_RCNN = (
@@ -103,6 +113,13 @@ MASK_RCNN = (
     Rule(r"roi_head\.mask_head\.upsample\.(weight|bias)", r"mask_head.upsample.\1"),
     Rule(r"roi_head\.mask_head\.conv_logits\.(weight|bias)", r"mask_head.logits.\1"),
 )
+_UPSAMPLED = r"semantic_head\.conv_upsample_layers\.(\d)\.conv\.(\d)\."
+PANOPTIC_FPN = (
+    *MASK_RCNN,
+    Rule(_UPSAMPLED + r"conv\.(weight|bias)", r"semantic_branch.levels.\1.\2.conv.\3"),
+    Rule(_UPSAMPLED + r"[bg]n\.(.+)", r"semantic_branch.levels.\1.\2.norm.\3"),
+    Rule(r"semantic_head\.conv_logits\.(weight|bias)", r"semantic_branch.logits.\1"),
+)
 
 
 def detect(tensors: Mapping[str, Tensor]) -> bool:
@@ -117,7 +134,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         CheckpointError: another network of MMDetection's, or an array that a Mask R-CNN needs is missing.
     """
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
-    tensors = rename(foreign, (stem(is_bgr=False), *MASK_RCNN)).tensors
+    tensors = rename(foreign, (stem(is_bgr=False), *PANOPTIC_FPN)).tensors
     found = mask_rcnn_config(tensors, name)
     settings = settings_in(meta, name)
     mean, std, is_bgr = pixel_statistics(settings, tensors, found.backbone)
@@ -130,14 +147,35 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
             frozen_norms=True,  # norm_eval=True: its trainers keep the backbone's statistics
         ),
     )
+    config = _with_semantic_branch(config, tensors, settings)
     demand_anchor_count(config, tensors, name)
-    return Description(
-        MaskRCNN,
+    preprocessing = Preprocessing(mean, std, short_side=short, long_side=long, resize=Resize.OPENCV)
+    rules = (stem(is_bgr), *PANOPTIC_FPN)
+    if isinstance(config, PanopticFPNConfig):
+        categories = categories_in(meta, config.things, config.stuff)
+        return Description(PanopticFPN, config, preprocessing, categories, rules)
+    return Description(MaskRCNN, config, preprocessing, categories_in(meta, config.classes), rules)
+
+
+def _with_semantic_branch(config: MaskRCNNConfig, tensors: Mapping[str, Tensor], settings: Settings) -> MaskRCNNConfig:
+    """A Panoptic FPN where the file holds one; the numbers that the config text does not state are those of its configs."""
+    stated = settings.first(("model", "test_cfg"), ("test_cfg",))
+    rcnn, panoptic = stated.first(("rcnn",)), stated.first(("panoptic",))
+    found = with_semantic_branch(
         config,
-        Preprocessing(mean, std, short_side=short, long_side=long, resize=Resize.OPENCV),
-        categories_in(meta, config.classes),
-        (stem(is_bgr), *MASK_RCNN),
+        tensors,
+        merge_score=0.0,  # all that the box head keeps is merged
+        overlap=panoptic.real("mask_overlap", 0.5),
+        stuff_area=panoptic.whole("stuff_area_limit", 4096),
     )
+    if not isinstance(found, PanopticFPNConfig):
+        return config
+    limits = replace(
+        found.thresholds,
+        score=rcnn.real("score_thr", 0.6),
+        cross_class=rcnn.first(("nms",)).get("class_agnostic", True) is True,
+    )
+    return replace(found, thresholds=limits)
 
 
 def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> MaskRCNNConfig:
@@ -194,6 +232,7 @@ def _thresholds(settings: Settings, name: str) -> Thresholds:
         proposal_min_size=rpn.real("min_bbox_size", limits.proposal_min_size),
         proposal_nms=rpn.first(("nms",)).real("iou_threshold", rpn.real("nms_thr", limits.proposal_nms)),
         score=rcnn.real("score_thr", limits.score),
+        cross_class=rcnn.first(("nms",)).get("class_agnostic", False) is True,
         nms=rcnn.first(("nms",)).real("iou_threshold", rcnn.first(("nms",)).real("iou_thr", limits.nms)),
         detections=rcnn.whole("max_per_img", limits.detections),
         mask=rcnn.real("mask_thr_binary", limits.mask),

@@ -123,18 +123,18 @@ def refuse_settings(model: Settings, table: Supported, name: str) -> None:
             raise CheckpointError(f"{name}: model.{path} is {value!r} ({LIBRARY}), which is not supported yet")
 
 
-def categories_in(meta: Mapping[str, Any], classes: int) -> Categories:
-    """The names in the file where there are as many as classes; 80 of COCO's names are COCO's categories with their own ids."""
+def categories_in(meta: Mapping[str, Any], things: int, stuff: int = 0) -> Categories:
+    """The names in the file where there are as many as classes, things first; COCO's are its categories with their own ids."""
     dataset = _details(meta).get("dataset_meta")
     names = _details(meta).get("CLASSES") or (
         dataset.get("classes", dataset.get("CLASSES")) if isinstance(dataset, Mapping) else None
     )
-    default = categories_for(classes)
-    if not isinstance(names, list | tuple) or len(names) != classes or not all(isinstance(word, str) for word in names):
+    default = categories_for(things, stuff)
+    if not isinstance(names, list | tuple) or len(names) != things + stuff or not all(isinstance(word, str) for word in names):
         return default
     if tuple(names) == default.names:
         return default
-    return Categories(tuple(Category(index + 1, str(word)) for index, word in enumerate(names)))
+    return Categories(tuple(Category(index + 1, str(word), is_thing=index < things) for index, word in enumerate(names)))
 
 
 def _details(meta: Mapping[str, Any]) -> Mapping[str, Any]:

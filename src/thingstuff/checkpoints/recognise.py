@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,8 @@ from thingstuff.models.contract import Model
 from thingstuff.models.deformable import Deformable
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNNConfig
+from thingstuff.models.panoptic_fpn import PanopticFPNConfig
+from thingstuff.models.panoptic_fpn import Thresholds as PanopticThresholds
 from thingstuff.models.yolact import YolactConfig
 from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
 from thingstuff.structures.images import Preprocessing
@@ -69,6 +71,8 @@ def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str) -> MaskRCNNConfig
             raise CheckpointError(f"{name}: looks like a Mask R-CNN on FPN but lacks what becomes {key} here")
         return tensors[key].shape
 
+    if not any(key.startswith("box_head.") for key in tensors) and "semantic_branch.logits.weight" in tensors:
+        raise CheckpointError(f"{name}: is a Semantic FPN, which finds no things, and is not supported yet")
     if not any(key.startswith("mask_head.") for key in tensors):
         raise CheckpointError(f"{name}: is a Faster R-CNN, which has no mask head; it finds boxes alone and is not supported")
     channels = shape("neck.output.0.conv.weight")[0]
@@ -102,6 +106,27 @@ def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str) -> MaskRCNNConfig
         box_pool=math.isqrt(box_inputs // box_channels),
         class_agnostic_boxes=classes > 1 and shape("box_head.deltas.weight")[0] == 4,
         class_agnostic_masks=classes > 1 and shape("mask_head.logits.weight")[0] == 1,
+    )
+
+
+def with_semantic_branch(config: MaskRCNNConfig, tensors: Mapping[str, Tensor], **limits: Any) -> MaskRCNNConfig:
+    """The Panoptic FPN of this Mask R-CNN and the semantic branch in these arrays, under our names; itself where there is none.
+
+    Things come before stuff. `limits` are the numbers of the merge in which the library differs.
+    """
+    logits = tensors.get("semantic_branch.logits.weight")
+    if logits is None or logits.ndim != 4:
+        return config
+    stuff = logits.shape[0] - 1
+    values = {field.name: getattr(config, field.name) for field in fields(config)} | {
+        "classes": config.classes + stuff,
+        "thresholds": PanopticThresholds(**vars(config.thresholds), **limits),
+    }
+    return PanopticFPNConfig(
+        **values,
+        is_thing=(True,) * config.classes + (False,) * stuff,
+        semantic_channels=logits.shape[1],
+        semantic_norm=_norm(tensors, "semantic_branch.levels.0.0"),
     )
 
 

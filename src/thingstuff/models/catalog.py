@@ -9,6 +9,8 @@ from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask2former import Sampling as PointSampling
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Sampling, Thresholds
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
+from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
+from thingstuff.models.panoptic_fpn import Thresholds as PanopticThresholds
 from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOLOConfig
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.models.yolact import Sampling as YolactSampling
@@ -21,28 +23,41 @@ _IMAGENET = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=800, long_side
 MASK_RCNN_R50 = MaskRCNNConfig(BackboneConfig("resnet50", frozen_norms=True))
 
 # Small enough for a CPU: a light backbone and neck, narrow heads, anchors for small objects.
-MASK_RCNN_LITE0 = MaskRCNNConfig(
-    BackboneConfig("tf_efficientnet_lite0"),
-    channels=80,
-    anchor_sizes=(16.0, 32.0, 64.0, 128.0, 256.0),
-    box_width=256,
-    mask_convs=3,
-    mask_channels=80,
-    roi_sampling=2,
-    thresholds=Thresholds(proposals_per_level=500, proposals=500),
-    sampling=Sampling(proposals_per_level=500, proposals=500, rois=256),
-)
+_LITE0_SIZES: dict[str, Any] = {
+    "backbone": BackboneConfig("tf_efficientnet_lite0"),
+    "channels": 80,
+    "anchor_sizes": (16.0, 32.0, 64.0, 128.0, 256.0),
+    "box_width": 256,
+    "mask_convs": 3,
+    "mask_channels": 80,
+    "roi_sampling": 2,
+    "sampling": Sampling(proposals_per_level=500, proposals=500, rois=256),
+}
+_LITE0_LIMITS: dict[str, Any] = {"proposals_per_level": 500, "proposals": 500}
+MASK_RCNN_LITE0 = MaskRCNNConfig(**_LITE0_SIZES, thresholds=Thresholds(**_LITE0_LIMITS))
 _LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=384, long_side=2048, shrink=False)
 
-MASK_RCNN_TINY = MaskRCNNConfig(
-    BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))),
-    classes=3,
-    channels=16,
-    anchor_sizes=(8.0, 16.0, 32.0, 64.0, 128.0),
-    box_width=32,
-    mask_convs=1,
-    mask_channels=16,
-    thresholds=Thresholds(proposals_per_level=100, proposals=100, detections=50),
+_MASK_RCNN_TINY_SIZES: dict[str, Any] = {
+    "backbone": BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))),
+    "classes": 3,
+    "channels": 16,
+    "anchor_sizes": (8.0, 16.0, 32.0, 64.0, 128.0),
+    "box_width": 32,
+    "mask_convs": 1,
+    "mask_channels": 16,
+}
+_TINY_LIMITS: dict[str, Any] = {"proposals_per_level": 100, "proposals": 100, "detections": 50}
+MASK_RCNN_TINY = MaskRCNNConfig(**_MASK_RCNN_TINY_SIZES, thresholds=Thresholds(**_TINY_LIMITS))
+
+PANOPTIC_FPN_R50 = PanopticFPNConfig(MASK_RCNN_R50.backbone)
+PANOPTIC_FPN_LITE0 = PanopticFPNConfig(
+    **_LITE0_SIZES, semantic_channels=64, thresholds=PanopticThresholds(**_LITE0_LIMITS, stuff_area=1024)
+)
+PANOPTIC_FPN_TINY = PanopticFPNConfig(
+    **_MASK_RCNN_TINY_SIZES,
+    is_thing=(True, False, True),
+    semantic_channels=32,
+    thresholds=PanopticThresholds(**_TINY_LIMITS, stuff_area=64),
 )
 
 SOLO_R50 = SOLOConfig(BackboneConfig("resnet50", frozen_norms=True))
@@ -188,6 +203,14 @@ CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
     ),
     "mask-rcnn-lite0": (MaskRCNN, MASK_RCNN_LITE0, _LITE0_IMAGES),
     "mask-rcnn-tiny": (MaskRCNN, MASK_RCNN_TINY, _TINY),
+    "panoptic-fpn-r50": (PanopticFPN, PANOPTIC_FPN_R50, _IMAGENET),
+    "panoptic-fpn-r101": (
+        PanopticFPN,
+        replace(PANOPTIC_FPN_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)),
+        _IMAGENET,
+    ),
+    "panoptic-fpn-lite0": (PanopticFPN, PANOPTIC_FPN_LITE0, _LITE0_IMAGES),
+    "panoptic-fpn-tiny": (PanopticFPN, PANOPTIC_FPN_TINY, _TINY),
     "solo-r50": (SOLO, SOLO_R50, _IMAGENET),
     "solo-lite0": (SOLO, SOLO_LITE0, _LITE0_IMAGES),
     "solo-tiny": (SOLO, SOLO_TINY, _TINY),

@@ -8,7 +8,7 @@ image -> backbone C2..C5 -> FPN P2..P6 -+-> RPN, shared by all levels: objectnes
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -63,11 +63,12 @@ class Thresholds:
     proposal_nms: float = 0.7  # IoU
     proposal_min_size: float = 0.0  # pixels; both sides must be longer
     score: float = 0.05  # a detection's class probability must be higher
-    nms: float = 0.5  # IoU, within a class
+    nms: float = 0.5  # IoU
     detections: int = 100  # an image
     box_min_size: float = 0.0  # pixels; both sides must be longer
     mask: float = 0.5  # probability from which a pixel belongs to the object
     proposal_score: float = 0.0  # objectness probability that a proposal must reach
+    cross_class: bool = False  # NMS of the boxes of all classes together, not within each
 
     def __post_init__(self) -> None:
         _demand_counts(self, "proposals_per_level", "proposals", "detections")
@@ -166,6 +167,11 @@ class MaskRCNNConfig:
         if not all(math.isfinite(number) and number >= 0 for number in self.level_epsilons):
             raise ConfigError(f"level_epsilons must be finite and not negative, got {self.level_epsilons}")
 
+    @property
+    def things(self) -> int:
+        """The classes that the heads on boxes tell apart."""
+        return self.classes
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -195,7 +201,7 @@ class RPN(nn.Module):
         self.deltas = nn.Conv2d(widths[-1], 4 * anchors, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                _normal(layer, 0.01)
+                init_normal(layer, 0.01)
 
     def forward(
         self, level: Float[Tensor, "batch channels height width"]
@@ -214,16 +220,16 @@ class BoxHead(nn.Module):
         self.convs = nn.ModuleList(ConvNorm(before, after, 3, config.head_norm) for before, after in pairwise(widths))
         widths = [widths[-1] * config.box_pool**2] + [config.box_width] * config.box_fcs
         self.fcs = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
-        self.classes = nn.Linear(config.box_width, config.classes + 1)
-        self.deltas = nn.Linear(config.box_width, 4 if config.class_agnostic_boxes else 4 * config.classes)
+        self.classes = nn.Linear(config.box_width, config.things + 1)
+        self.deltas = nn.Linear(config.box_width, 4 if config.class_agnostic_boxes else 4 * config.things)
         for fc in self.fcs:
             assert isinstance(fc, nn.Linear)
             nn.init.kaiming_uniform_(fc.weight, a=1)
             nn.init.zeros_(fc.bias)
         for conv in self.convs:
-            _kaiming(conv.get_submodule("conv"))
-        _normal(self.classes, 0.01)
-        _normal(self.deltas, 0.001)
+            init_kaiming(conv.get_submodule("conv"))
+        init_normal(self.classes, 0.01)
+        init_normal(self.deltas, 0.001)
 
     def forward(
         self, regions: Float[Tensor, "regions channels pool pool"]
@@ -245,11 +251,11 @@ class MaskHead(nn.Module):
         self.convs = nn.ModuleList(ConvNorm(before, after, 3, config.head_norm) for before, after in pairwise(widths))
         upsampled = config.mask_upsampled_channels or config.mask_channels
         self.upsample = nn.ConvTranspose2d(widths[-1], upsampled, 2, stride=2)
-        self.logits = nn.Conv2d(upsampled, 1 if config.class_agnostic_masks else config.classes, 1)
+        self.logits = nn.Conv2d(upsampled, 1 if config.class_agnostic_masks else config.things, 1)
         for conv in self.convs:
-            _kaiming(conv.get_submodule("conv"))
-        _kaiming(self.upsample)
-        _normal(self.logits, 0.001)
+            init_kaiming(conv.get_submodule("conv"))
+        init_kaiming(self.upsample)
+        init_normal(self.logits, 0.001)
 
     def forward(self, regions: Float[Tensor, "regions channels pool pool"]) -> Float[Tensor, "regions classes size size"]:
         for conv in self.convs:
@@ -264,6 +270,9 @@ class Detections:
     boxes: Float[Tensor, "detections 4"]
     scores: Float[Tensor, " detections"]
     classes: Int[Tensor, " detections"]
+
+    def __getitem__(self, kept: Bool[Tensor, " detections"]) -> "Detections":
+        return Detections(self.boxes[kept], self.scores[kept], self.classes[kept])
 
 
 class MaskRCNN(Model):
@@ -367,8 +376,8 @@ class MaskRCNN(Model):
         size: tuple[int, int],
         thresholds: Thresholds,
     ) -> Detections:
-        """Decode, clip, threshold, NMS within each class, best ``thresholds.detections``: one image."""
-        classes = self.config.classes
+        """Decode, clip, threshold, NMS, best ``thresholds.detections``: one image."""
+        classes = self.config.things
         probabilities = class_logits.float().softmax(dim=1)[:, :-1]
         boxes = decode_deltas(
             box_deltas.float(), proposals, self.config.box_weights, clip_small=self.config.clip_small_deltas
@@ -379,7 +388,8 @@ class MaskRCNN(Model):
         scores, boxes = probabilities[region, class_], boxes[region, class_]
         usable = self._large_enough(boxes, thresholds.box_min_size) & boxes.isfinite().all(dim=1)
         scores, boxes, class_ = scores[usable], boxes[usable], class_[usable]
-        kept = batched_nms(boxes, scores, class_, thresholds.nms)[: thresholds.detections]
+        group = torch.zeros_like(class_) if thresholds.cross_class else class_
+        kept = batched_nms(boxes, scores, group, thresholds.nms)[: thresholds.detections]
         return Detections(boxes[kept], scores[kept], class_[kept])
 
     @torch.no_grad()
@@ -413,10 +423,19 @@ class MaskRCNN(Model):
         Masks are pasted one crop at a time and stored as run lengths, so memory does not grow with instances times pixels.
         """
         limits = thresholds or self.config.thresholds
-        input_sizes = [size.input for size in sizes]
+        detections = self.boxes(predictions, [size.input for size in sizes], limits)
+        masks = self.mask_logits(predictions.levels, detections)
+        return [
+            self._paste(found, logits, size, categories, limits.mask)
+            for found, logits, size in zip(detections, masks, sizes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def boxes(self, predictions: Predictions, sizes: Sequence[tuple[int, int]], limits: Thresholds) -> list[Detections]:
+        """The boxes kept in each image, of which ``sizes`` are the inputs' heights and widths without padding."""
         proposals = self.proposals(
             predictions,
-            input_sizes,
+            sizes,
             limits.proposals_per_level,
             limits.proposals,
             limits.proposal_nms,
@@ -426,17 +445,24 @@ class MaskRCNN(Model):
         boxes = [image_boxes for image_boxes, _ in proposals]
         class_logits, box_deltas = self.box_head(self.pool(predictions.levels, boxes, self.config.box_pool))
         counts = [len(part) for part in boxes]
-        detections = [
+        return [
             self.detections(logits, deltas, image_boxes, size, limits)
             for logits, deltas, image_boxes, size in zip(
-                class_logits.split(counts), box_deltas.split(counts), boxes, input_sizes, strict=True
+                class_logits.split(counts), box_deltas.split(counts), boxes, sizes, strict=True
             )
         ]
-        masks = self.mask_logits(predictions.levels, detections)
-        return [
-            self._paste(found, logits, size, categories, limits.mask)
-            for found, logits, size in zip(detections, masks, sizes, strict=True)
-        ]
+
+    def in_the_original(
+        self, found: Detections, mask_logits: Float[Tensor, "_ size size"], size: ImageSize
+    ) -> tuple[Detections, Float[Tensor, "_ size size"]]:
+        """Boxes in pixels of the original image, with the masks of those that are kept there."""
+        height, width = size.original
+        scale = found.boxes.new_tensor([width / size.input[1], height / size.input[0]]).repeat(2)  # x y x y
+        found = replace(found, boxes=clip_boxes(found.boxes * scale, size.original))
+        if self.config.drop_empty_boxes:
+            kept = (_sides(found.boxes) > 0).all(dim=1)
+            found, mask_logits = found[kept], mask_logits[kept]
+        return found, mask_logits
 
     def _paste(
         self,
@@ -446,20 +472,14 @@ class MaskRCNN(Model):
         categories: Categories,
         threshold: float,
     ) -> Segments:
-        height, width = size.original
-        scale = found.boxes.new_tensor([width / size.input[1], height / size.input[0]]).repeat(2)  # x y x y
-        boxes = clip_boxes(found.boxes * scale, size.original)
-        classes, scores = found.classes, found.scores
-        if self.config.drop_empty_boxes:
-            kept = (_sides(boxes) > 0).all(dim=1)
-            boxes, mask_logits, classes, scores = boxes[kept], mask_logits[kept], classes[kept], scores[kept]
-        crops = paste_crops(mask_logits.sigmoid(), boxes, size.original, threshold, self.config.paste)
+        found, mask_logits = self.in_the_original(found, mask_logits, size)
+        crops = paste_crops(mask_logits.sigmoid(), found.boxes, size.original, threshold, self.config.paste)
         return Segments(
             size=size.original,
             categories=categories,
-            classes=classes.cpu().numpy(),
-            scores=scores.cpu().numpy(),
-            boxes=boxes.cpu().numpy(),
+            classes=found.classes.cpu().numpy(),
+            scores=found.scores.cpu().numpy(),
+            boxes=found.boxes.cpu().numpy(),
             rles=tuple(Mask.from_crop(crop, corner, size.original) for crop, corner in crops),
         )
 
@@ -467,7 +487,10 @@ class MaskRCNN(Model):
 
     def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
         """The five terms, unweighted: objectness and box of the RPN; class, box and mask of the heads (He et al., section 3)."""
-        predictions = self(images)
+        return self.instance_losses(self(images), targets)
+
+    def instance_losses(self, predictions: Predictions, targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
+        """The losses of what the network says; classes of the targets count things alone."""
         sampling = self.config.sampling
         losses = self._rpn_losses(predictions, targets)
         proposals = self.proposals(
@@ -480,7 +503,7 @@ class MaskRCNN(Model):
             self.config.thresholds.proposal_score,
         )
         rois = [
-            _sample_rois(boxes, target, sampling, background=self.config.classes)
+            _sample_rois(boxes, target, sampling, background=self.config.things)
             for (boxes, _), target in zip(proposals, targets, strict=True)
         ]
         return losses | self._box_losses(predictions.levels, rois, targets) | self._mask_loss(predictions.levels, rois, targets)
@@ -513,7 +536,7 @@ class MaskRCNN(Model):
         class_logits, box_deltas = self.box_head(self.pool(levels, [roi.boxes for roi in rois], self.config.box_pool))
         class_logits, box_deltas = class_logits.float(), box_deltas.float()
         classes = torch.cat([roi.classes for roi in rois])
-        positive = (classes < self.config.classes).nonzero().squeeze(1)
+        positive = (classes < self.config.things).nonzero().squeeze(1)
         wanted = torch.cat(
             [
                 encode_deltas(target.boxes[roi.matched], roi.boxes[: len(roi.matched)], self.config.box_weights)
@@ -625,13 +648,13 @@ def _sides(boxes: Float[Tensor, "boxes 4"]) -> Float[Tensor, "boxes 2"]:
     return boxes[:, 2:] - boxes[:, :2]
 
 
-def _normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+def init_normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
-def _kaiming(layer: nn.Module) -> None:
+def init_kaiming(layer: nn.Module) -> None:
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     if layer.bias is not None:
