@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from thingstuff.ops import upsample
-from thingstuff.ops.upsample import resize_soft, upsample_crops, upsample_logits, upsample_tiles
+from thingstuff.ops.upsample import resize_soft, upsample_crops, upsample_labels, upsample_logits, upsample_tiles
 
 
 def _blobs(count: int, height: int, width: int) -> torch.Tensor:
@@ -114,3 +114,39 @@ def test_crops_of_logits_come_with_the_mean_probability_inside() -> None:
         inside = expected > 0
         assert (dense == inside.numpy()).all()
         assert mean == pytest.approx(float(expected[inside].sigmoid().mean()) if inside.any() else 0.0, abs=1e-5)
+
+
+def _full(logits: torch.Tensor, padded: tuple, kept: tuple, original: tuple) -> torch.Tensor:
+    soft = functional.interpolate(logits[None], size=padded, mode="bilinear", align_corners=False)[:, :, : kept[0], : kept[1]]
+    return functional.interpolate(soft, size=original, mode="bilinear", align_corners=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("padded", "kept", "original"),
+    [
+        ((64, 96), (64, 96), (64, 96)),
+        ((64, 96), (50, 70), (173, 211)),
+        ((64, 96), (50, 70), (31, 45)),
+        ((64, 96), (1, 1), (3, 5)),
+        ((64, 96), (64, 3), (1, 1)),
+    ],
+)
+def test_labels_like_resizing_all_logits(padded: tuple, kept: tuple, original: tuple) -> None:
+    logits = torch.randn(7, 16, 24, generator=torch.Generator().manual_seed(0))
+    full = _full(logits, padded, kept, original)
+    labels = upsample_labels(logits, [(padded, kept), (original, original)])
+    assert labels.dtype == torch.int16
+    best, second = full.topk(2, dim=0).values
+    clear = best - second > 1e-5  # the two round differently where two classes are equal
+    assert (labels == full.argmax(dim=0))[clear].all()
+    assert clear.float().mean() > 0.99
+
+
+def test_of_equal_logits_the_first_is_the_label() -> None:
+    assert upsample_labels(torch.zeros(3, 2, 2), [((4, 4), (4, 4))]).tolist() == [[0] * 4] * 4
+
+
+def test_logits_in_16_bits_are_resized_in_32() -> None:
+    logits = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(2)).half()
+    steps = [((32, 32), (32, 32))]
+    assert upsample_labels(logits, steps).equal(upsample_labels(logits.float(), steps))

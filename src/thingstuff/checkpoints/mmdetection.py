@@ -140,14 +140,21 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     mean, std, is_bgr = pixel_statistics(settings, tensors, found.backbone)
     short, long = scale_of_tests(settings)
     config = replace(
-        _with_settings(found, settings, name),
+        _with_settings(found, settings, _limits_unless_stated(tensors), name),
         backbone=replace(
             found.backbone,
             stride_in_1x1=stride_in_1x1(settings, tensors, found.backbone),
             frozen_norms=True,  # norm_eval=True: its trainers keep the backbone's statistics
         ),
     )
-    config = _with_semantic_branch(config, tensors, settings)
+    panoptic = _test_settings(settings).first(("panoptic",))
+    config = with_semantic_branch(
+        config,
+        tensors,
+        merge_score=0.0,  # all that the box head keeps is merged
+        overlap=panoptic.real("mask_overlap", 0.5),
+        stuff_area=int(panoptic.real("stuff_area_limit", 4096.0)),
+    )
     demand_anchor_count(config, tensors, name)
     preprocessing = Preprocessing(mean, std, short_side=short, long_side=long, resize=Resize.OPENCV)
     rules = (stem(is_bgr), *PANOPTIC_FPN)
@@ -157,28 +164,19 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     return Description(MaskRCNN, config, preprocessing, categories_in(meta, config.classes), rules)
 
 
-def _with_semantic_branch(config: MaskRCNNConfig, tensors: Mapping[str, Tensor], settings: Settings) -> MaskRCNNConfig:
-    """A Panoptic FPN where the file holds one; the numbers that the config text does not state are those of its configs."""
-    stated = settings.first(("model", "test_cfg"), ("test_cfg",))
-    rcnn, panoptic = stated.first(("rcnn",)), stated.first(("panoptic",))
-    found = with_semantic_branch(
-        config,
-        tensors,
-        merge_score=0.0,  # all that the box head keeps is merged
-        overlap=panoptic.real("mask_overlap", 0.5),
-        stuff_area=panoptic.whole("stuff_area_limit", 4096),
-    )
-    if not isinstance(found, PanopticFPNConfig):
-        return config
-    limits = replace(
-        found.thresholds,
-        score=rcnn.real("score_thr", 0.6),
-        cross_class=rcnn.first(("nms",)).get("class_agnostic", True) is True,
-    )
-    return replace(found, thresholds=limits)
+def _limits_unless_stated(tensors: Mapping[str, Tensor]) -> Thresholds:
+    # boxes that lie outside the image count among the best; MMDetection even returns them, without area
+    limits = Thresholds(box_min_size=-1.0)
+    if "semantic_branch.logits.weight" in tensors:
+        return replace(limits, score=0.6, cross_class=True)  # of its Panoptic FPN's configs
+    return limits
 
 
-def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> MaskRCNNConfig:
+def _test_settings(settings: Settings) -> Settings:
+    return settings.first(("model", "test_cfg"), ("test_cfg",))
+
+
+def _with_settings(found: MaskRCNNConfig, settings: Settings, limits: Thresholds, name: str) -> MaskRCNNConfig:
     model = settings.first(("model",))
     anchors = model.first(("rpn_head", "anchor_generator"))
     scales, ratios, strides = anchors.numbers("scales", 1), anchors.numbers("ratios"), anchors.numbers("strides", 5)
@@ -206,7 +204,7 @@ def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> Mask
         level_epsilons=(1e-6, 0.0),
         roi_sampling=sampling if isinstance(sampling, int) else 0,
         roi_aligned=roi_layer.get("aligned", True) is not False,
-        thresholds=_thresholds(settings, name),
+        thresholds=_thresholds(_test_settings(settings), limits, name),
     )
     if scales:
         config = replace(config, anchor_sizes=tuple(float(scales[0] * stride) for stride in (strides or STRIDES)))
@@ -218,13 +216,13 @@ def _with_settings(found: MaskRCNNConfig, settings: Settings, name: str) -> Mask
     return config
 
 
-def _thresholds(settings: Settings, name: str) -> Thresholds:
-    # boxes that lie outside the image count among the best; MMDetection even returns them, without area
-    limits = Thresholds(box_min_size=-1.0)
-    stated = settings.first(("model", "test_cfg"), ("test_cfg",))
-    rpn, rcnn = stated.first(("rpn",)), stated.first(("rcnn",))
-    if rcnn.first(("nms",)).get("type", "nms") != "nms":
-        warnings.warn(f"{name}: was tested with {rcnn.first(('nms',)).get('type')}; plain NMS is used here", stacklevel=2)
+def _thresholds(stated: Settings, limits: Thresholds, name: str) -> Thresholds:
+    rpn = stated.first(("rpn",))
+    # version 2 stated what a Panoptic FPN keeps of its boxes in a section of its own
+    rcnn = Settings({**stated.first(("rcnn",)).fields, **stated.first(("panoptic",)).fields})
+    nms = rcnn.first(("nms",))
+    if nms.get("type", "nms") != "nms":
+        warnings.warn(f"{name}: was tested with {nms.get('type')}; plain NMS is used here", stacklevel=2)
     return replace(
         limits,
         proposals_per_level=rpn.whole("nms_pre", limits.proposals_per_level),
@@ -232,8 +230,8 @@ def _thresholds(settings: Settings, name: str) -> Thresholds:
         proposal_min_size=rpn.real("min_bbox_size", limits.proposal_min_size),
         proposal_nms=rpn.first(("nms",)).real("iou_threshold", rpn.real("nms_thr", limits.proposal_nms)),
         score=rcnn.real("score_thr", limits.score),
-        cross_class=rcnn.first(("nms",)).get("class_agnostic", False) is True,
-        nms=rcnn.first(("nms",)).real("iou_threshold", rcnn.first(("nms",)).real("iou_thr", limits.nms)),
+        nms=nms.real("iou_threshold", nms.real("iou_thr", limits.nms)),
         detections=rcnn.whole("max_per_img", limits.detections),
         mask=rcnn.real("mask_thr_binary", limits.mask),
+        cross_class=nms.get("class_agnostic", False) is True if nms.fields else limits.cross_class,
     )

@@ -27,6 +27,11 @@ class Settings:
     def get(self, key: str, default: Any = None) -> Any:
         return self.value.get(key, default) if isinstance(self.value, dict) else default
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The parts by name; none where it has no parts."""
+        return self.value if isinstance(self.value, dict) else {}
+
     def whole(self, key: str, default: int) -> int:
         value = self.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default

@@ -56,7 +56,7 @@ PANOPTIC_FPN_LITE0 = PanopticFPNConfig(
 PANOPTIC_FPN_TINY = PanopticFPNConfig(
     **_MASK_RCNN_TINY_SIZES,
     is_thing=(True, False, True),
-    semantic_channels=32,
+    semantic_channels=64,
     thresholds=PanopticThresholds(**_TINY_LIMITS, stuff_area=64),
 )
 
