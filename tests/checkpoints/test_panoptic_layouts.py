@@ -182,7 +182,6 @@ def test_mmdetections_names_become_categories_things_first():
     [
         # panoptic_fpn_R_101_dconv_cascade_gn_3x
         (detectron2, "roi_heads.box_head.0.fc1.weight", "Cascade R-CNN"),
-        (detectron2, "backbone.bottom_up.res3.0.conv2_offset.weight", "deformable convolutions"),
         (detectron2, "sem_seg_head.decoder.res2.project_conv.weight", "DeepLab or Panoptic-DeepLab"),
         (detectron2, "sem_seg_head.point_head.fc1.weight", "PointRend"),
         (mmdetection, "roi_head.semantic_head.conv_logits.weight", "HTC or SCNet"),

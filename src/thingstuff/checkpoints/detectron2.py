@@ -133,10 +133,10 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     config = with_semantic_branch(_with_anchors(config, foreign, name), tensors)
     demand_anchor_count(config, tensors, name)
     stem = Rule(_STEM, _STEM_HERE, bgr_to_rgb if is_bgr else None)
-    rules = (stem, *PANOPTIC_FPN)
     if isinstance(config, PanopticFPNConfig):
-        return Description(PanopticFPN, config, preprocessing, categories_for(config.things, config.stuff), rules)
-    return Description(MaskRCNN, config, preprocessing, categories_for(config.classes), rules)
+        categories = categories_for(config.things, config.stuff)
+        return Description(PanopticFPN, config, preprocessing, categories, (stem, *PANOPTIC_FPN))
+    return Description(MaskRCNN, config, preprocessing, categories_for(config.classes), (stem, *MASK_RCNN))
 
 
 def _preprocessing(foreign: Mapping[str, Tensor], grouped: bool) -> tuple[Preprocessing, bool]:

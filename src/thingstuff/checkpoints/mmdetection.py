@@ -157,11 +157,10 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     )
     demand_anchor_count(config, tensors, name)
     preprocessing = Preprocessing(mean, std, short_side=short, long_side=long, resize=Resize.OPENCV)
-    rules = (stem(is_bgr), *PANOPTIC_FPN)
     if isinstance(config, PanopticFPNConfig):
         categories = categories_in(meta, config.things, config.stuff)
-        return Description(PanopticFPN, config, preprocessing, categories, rules)
-    return Description(MaskRCNN, config, preprocessing, categories_in(meta, config.classes), rules)
+        return Description(PanopticFPN, config, preprocessing, categories, (stem(is_bgr), *PANOPTIC_FPN))
+    return Description(MaskRCNN, config, preprocessing, categories_in(meta, config.classes), (stem(is_bgr), *MASK_RCNN))
 
 
 def _limits_unless_stated(tensors: Mapping[str, Tensor]) -> Thresholds:
