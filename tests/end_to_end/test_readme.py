@@ -89,7 +89,7 @@ def test_every_extra_that_pip_is_given_exists():
 
 
 def test_every_model_named_is_in_the_catalog():
-    named = set(re.findall(r"\b(?:mask-rcnn|(?:decoupled-)?solo|solov2|yolact|mask2?former)-[\w-]+", README))
+    named = set(re.findall(r"\b(?:mask-rcnn|panoptic-fpn|(?:decoupled-)?solo|solov2|yolact|mask2?former)-[\w-]+", README))
     assert named <= CATALOG.keys()
     families = {model for model, _, _ in CATALOG.values()}
     unnamed = CATALOG.keys() - named  # for tests, not for people: the smallest of each family

@@ -164,6 +164,10 @@ class PanopticFPN(MaskRCNN):
     def config_for(cls, config: Any, categories: Categories) -> Any:
         return replace(config, classes=len(categories), is_thing=tuple(category.is_thing for category in categories))
 
+    @classmethod
+    def trained_as(cls, task: Task) -> Task:
+        return Task.PANOPTIC  # both branches learn, whatever is asked for
+
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Predictions:
         found = super().forward(images)
         return Predictions(found.levels, found.objectness, found.anchor_deltas, found.anchors, self.semantic_branch(found.levels))
