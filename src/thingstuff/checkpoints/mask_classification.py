@@ -20,7 +20,8 @@ HEADS = 8  # of every attention in the published networks; no array shows it
 
 # Patterns of our names and what they give away.
 UNSUPPORTED = (
-    (r"backbone\.(stem\.\d|stem\.conv1_\d)\..+", "a ResNet with a deep stem"),
+    (r"backbone\.stem\.(\d|conv1_\d|conv[23])\..+", "a ResNet with a deep stem"),
+    (r".+\.conv_offset(_mask)?\..+|.+\.conv2_offset(_mask)?\..+", "a backbone with deformable convolutions"),
     (r"backbone\.absolute_pos_embed", "a Swin with absolute positions"),
     (r"backbone\.(dilated_)?(levels|downsample_layers)\..+", "a backbone other than ResNet and Swin"),
 )

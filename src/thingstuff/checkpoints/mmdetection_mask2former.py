@@ -23,8 +23,9 @@ from thingstuff.checkpoints.mmdetection_config import (
 from thingstuff.checkpoints.python_config import Settings
 from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import Rule, rename
+from thingstuff.models.contract import Task
 from thingstuff.models.mask_classification import Thresholds
-from thingstuff.structures.categories import Categories
+from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
 from thingstuff.structures.images import Preprocessing, Resize
 
 _HEAD = r"panoptic_head\."
@@ -37,7 +38,40 @@ _END = r"(weight|bias)"
 
 _FEED_FORWARD = r"(?:ffn|ffns\.0)\.layers\."
 
+_SHARED = (
+    Rule(_PIXELS + r"mask_feature\." + _END, r"pixel_decoder.pixel_embeddings.\1"),
+    Rule(_ENCODER + _FEED_FORWARD + r"0\.0\." + _END, _ENCODER_HERE + r"feed_forward.widen.\2"),
+    Rule(_ENCODER + _FEED_FORWARD + r"1\." + _END, _ENCODER_HERE + r"feed_forward.narrow.\2"),
+    Rule(_ENCODER + r"norms\.1\." + _END, _ENCODER_HERE + r"after_feed_forward.norm.\2"),
+    Rule(_LAYER + _FEED_FORWARD + r"0\.0\." + _END, _LAYER_HERE + r"feed_forward.widen.\2"),
+    Rule(_LAYER + _FEED_FORWARD + r"1\." + _END, _LAYER_HERE + r"feed_forward.narrow.\2"),
+    Rule(_LAYER + r"norms\.2\." + _END, _LAYER_HERE + r"after_feed_forward.norm.\2"),
+    Rule(_HEAD + r"transformer_decoder\.post_norm\." + _END, r"decoder.norm.\1"),
+    Rule(_HEAD + r"query_embed\.weight", "decoder.query_positions"),
+    Rule(_HEAD + r"cls_embed\." + _END, r"decoder.classes.\1"),
+    Rule(_HEAD + r"mask_embed\.0\." + _END, r"decoder.masks.layers.0.\1"),
+    Rule(_HEAD + r"mask_embed\.2\." + _END, r"decoder.masks.layers.1.\1"),
+    Rule(_HEAD + r"mask_embed\.4\." + _END, r"decoder.masks.layers.2.\1"),
+)
+
+
+def _attentions(*order: str) -> tuple[Rule, ...]:
+    """The two attentions of a decoder layer in the order in which they run, which version 2 names them by."""
+    return tuple(
+        rule
+        for number, (theirs, ours) in enumerate((name, name.replace("attn", "attention")) for name in order)
+        for attention in (_LAYER + rf"(?:{theirs}|attentions\.{number})\.attn\.",)
+        for rule in (
+            Rule(attention + r"in_proj_" + _END, _LAYER_HERE + ours + r".inputs.\2"),
+            Rule(attention + r"out_proj\." + _END, _LAYER_HERE + ours + r".output.\2"),
+            Rule(_LAYER + rf"norms\.{number}\." + _END, _LAYER_HERE + rf"after_{ours}.norm.\2"),
+        )
+    )
+
+
 _MASK2FORMER = (
+    *_SHARED,
+    *_attentions("cross_attn", "self_attn"),
     Rule(_PIXELS + r"input_convs\.(\d)\.conv\." + _END, r"pixel_decoder.inputs.\1.conv.\2"),
     Rule(_PIXELS + r"input_convs\.(\d)\.gn\." + _END, r"pixel_decoder.inputs.\1.norm.\2"),
     Rule(_PIXELS + r"level_encoding\.weight", "pixel_decoder.level_embeddings"),
@@ -50,39 +84,35 @@ _MASK2FORMER = (
             ("output_proj", "output"),
         )
     ),
-    Rule(_ENCODER + _FEED_FORWARD + r"0\.0\." + _END, _ENCODER_HERE + r"feed_forward.widen.\2"),
-    Rule(_ENCODER + _FEED_FORWARD + r"1\." + _END, _ENCODER_HERE + r"feed_forward.narrow.\2"),
     Rule(_ENCODER + r"norms\.0\." + _END, _ENCODER_HERE + r"after_attention.norm.\2"),
-    Rule(_ENCODER + r"norms\.1\." + _END, _ENCODER_HERE + r"after_feed_forward.norm.\2"),
     Rule(_PIXELS + r"lateral_convs\.0\.conv\.weight", "pixel_decoder.lateral.conv.weight"),
     Rule(_PIXELS + r"lateral_convs\.0\.gn\." + _END, r"pixel_decoder.lateral.norm.\1"),
     Rule(_PIXELS + r"output_convs\.0\.conv\.weight", "pixel_decoder.output.conv.weight"),
     Rule(_PIXELS + r"output_convs\.0\.gn\." + _END, r"pixel_decoder.output.norm.\1"),
-    Rule(_PIXELS + r"mask_feature\." + _END, r"pixel_decoder.pixel_embeddings.\1"),
-    *(
-        rule
-        for theirs, ours, norm in (
-            (r"(?:cross_attn|attentions\.0)", "cross_attention", 0),
-            (r"(?:self_attn|attentions\.1)", "self_attention", 1),
-        )
-        for rule in (
-            Rule(_LAYER + theirs + r"\.attn\.in_proj_" + _END, _LAYER_HERE + ours + r".inputs.\2"),
-            Rule(_LAYER + theirs + r"\.attn\.out_proj\." + _END, _LAYER_HERE + ours + r".output.\2"),
-            Rule(_LAYER + rf"norms\.{norm}\." + _END, _LAYER_HERE + rf"after_{ours}.norm.\2"),
-        )
-    ),
-    Rule(_LAYER + _FEED_FORWARD + r"0\.0\." + _END, _LAYER_HERE + r"feed_forward.widen.\2"),
-    Rule(_LAYER + _FEED_FORWARD + r"1\." + _END, _LAYER_HERE + r"feed_forward.narrow.\2"),
-    Rule(_LAYER + r"norms\.2\." + _END, _LAYER_HERE + r"after_feed_forward.norm.\2"),
-    Rule(_HEAD + r"transformer_decoder\.post_norm\." + _END, r"decoder.norm.\1"),
     Rule(_HEAD + r"query_feat\.weight", "decoder.queries"),
-    Rule(_HEAD + r"query_embed\.weight", "decoder.query_positions"),
     Rule(_HEAD + r"level_embed\.weight", "decoder.level_embeddings"),
     Rule(_HEAD + r"decoder_input_projs\.(\d)\." + _END, r"decoder.inputs.\1.\2"),
-    Rule(_HEAD + r"cls_embed\." + _END, r"decoder.classes.\1"),
-    Rule(_HEAD + r"mask_embed\.0\." + _END, r"decoder.masks.layers.0.\1"),
-    Rule(_HEAD + r"mask_embed\.2\." + _END, r"decoder.masks.layers.1.\1"),
-    Rule(_HEAD + r"mask_embed\.4\." + _END, r"decoder.masks.layers.2.\1"),
+)
+
+_ENCODER_ATTENTION = _ENCODER + r"(?:self_attn|attentions\.0)\.attn\."
+_MASKFORMER = (
+    *_SHARED,
+    *_attentions("self_attn", "cross_attn"),
+    Rule(_PIXELS + r"encoder_in_proj\." + _END, r"pixel_decoder.input.\1"),
+    Rule(_ENCODER_ATTENTION + r"in_proj_" + _END, _ENCODER_HERE + r"self_attention.inputs.\2"),
+    Rule(_ENCODER_ATTENTION + r"out_proj\." + _END, _ENCODER_HERE + r"self_attention.output.\2"),
+    Rule(_ENCODER + r"norms\.0\." + _END, _ENCODER_HERE + r"after_self_attention.norm.\2"),
+    Rule(_PIXELS + r"(?:last_feat_conv|encoder_out_proj)\.conv\.weight", "pixel_decoder.top.conv.weight"),
+    Rule(_PIXELS + r"(?:last_feat_conv|encoder_out_proj)\.gn\." + _END, r"pixel_decoder.top.norm.\1"),
+    *(
+        rule
+        for theirs, ours in (("lateral_convs", "lateral"), ("output_convs", "output"))
+        for rule in (
+            Rule(_PIXELS + theirs + r"\.(\d)\.conv\.weight", rf"pixel_decoder.{ours}.\1.conv.weight"),
+            Rule(_PIXELS + theirs + r"\.(\d)\.gn\." + _END, rf"pixel_decoder.{ours}.\1.norm.\2"),
+        )
+    ),
+    Rule(_HEAD + r"decoder_input_proj\." + _END, r"decoder.input.\1"),
 )
 
 SUPPORTED_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
@@ -108,7 +138,8 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         CheckpointError: a variant that is not supported, or an array that every such network has is missing.
     """
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
-    rules = (*(swin.MMDETECTION if any(".w_msa." in key for key in foreign) else BACKBONE), *_MASK2FORMER)
+    is_mask2former, is_swin = "panoptic_head.query_feat.weight" in foreign, any(".w_msa." in key for key in foreign)
+    rules = (*(swin.MMDETECTION if is_swin else BACKBONE), *(_MASK2FORMER if is_mask2former else _MASKFORMER))
     tensors = rename(foreign, (stem(is_bgr=False), *rules)).tensors
     settings = settings_in(meta, name)
     model_settings = settings.first(("model",))
@@ -121,7 +152,12 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         in_1x1 = stride_in_1x1(settings, tensors, backbone)
         backbone = replace(backbone, stride_in_1x1=in_1x1, frozen_norms=True)  # norm_eval=True
     categories = _categories(meta, model_settings, found.classes)
+    only_sure = model_settings.first(("test_cfg",)).get("filter_low_score")
+    if isinstance(only_sure, bool):
+        found = replace(found, post_processing=replace(found.post_processing, only_sure=only_sure))
     config = with_task(replace(found, backbone=backbone, thresholds=_thresholds(model_settings)), categories)
+    if model_settings.first(("test_cfg",)).get("panoptic_on") is False:
+        config = replace(config, thresholds=replace(config.thresholds, task=Task.INSTANCE))
     return Description(
         model,
         config,
@@ -151,13 +187,11 @@ def _thresholds(model: Settings) -> Thresholds:
 
 
 def _categories(meta: Mapping[str, Any], model: Settings, classes: int) -> Categories:
-    """The names in the file; which are things, the head's settings say: they come first."""
-    head = model.first(("panoptic_head",))
-    things = head.get("num_things_classes")
-    named = categories_in(meta, classes)
-    usual = usual_categories(classes)
-    if named == Categories.numbered(classes) or named.names == usual.names:
-        named = usual
-    if isinstance(things, int) and 0 <= things <= classes and named != usual:
-        return Categories(tuple(replace(category, is_thing=position < things) for position, category in enumerate(named)))
-    return named
+    """The names in the file; which of them are things, the head's settings say: they come first."""
+    named, usual = categories_in(meta, classes), usual_categories(classes)
+    if usual in (COCO_THINGS, COCO_PANOPTIC) and (named == Categories.numbered(classes) or named.names == usual.names):
+        return usual
+    things = model.first(("panoptic_head",)).get("num_things_classes")
+    if not isinstance(things, int) or not 0 <= things <= classes:
+        return named
+    return Categories(tuple(replace(category, is_thing=position < things) for position, category in enumerate(named)))
