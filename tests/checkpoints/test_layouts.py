@@ -440,7 +440,6 @@ def test_weight_standardisation_is_refused():
         (detectron2, "backbone.res5.0.conv1.weight", r"Mask R-CNN without FPN \(DC5\)"),
         (detectron2, "roi_heads.box_head.0.fc1.weight", "Cascade R-CNN"),
         (detectron2, "backbone.bottom_up.s1.b1.f.a.weight", "a RegNet backbone"),
-        (detectron2, "sem_seg_head.pixel_decoder.mask_features.weight", "Mask2Former"),
         (mmdetection, "roi_head.bbox_head.0.fc_cls.weight", "Cascade R-CNN"),
         (mmdetection, "bbox_head.fc_cls.weight", "a network of MMDetection 1, which has background first,"),
     ],

@@ -21,7 +21,7 @@ from thingstuff.models.contract import Task
 from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask_classification import Convention, PostProcessing, Thresholds
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
-from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
+from thingstuff.structures.categories import CITYSCAPES, COCO_PANOPTIC, COCO_THINGS, Categories
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -450,7 +450,12 @@ def test_version_2_of_mmdetection_numbers_the_attentions_in_the_order_in_which_t
 
 @pytest.mark.parametrize(
     ("classes", "categories", "task"),
-    [(133, COCO_PANOPTIC, Task.PANOPTIC), (80, COCO_THINGS, Task.INSTANCE), (19, Categories.numbered(19), Task.PANOPTIC)],
+    [
+        (133, COCO_PANOPTIC, Task.PANOPTIC),
+        (80, COCO_THINGS, Task.INSTANCE),
+        (19, CITYSCAPES, Task.PANOPTIC),
+        (21, Categories.numbered(21), Task.PANOPTIC),
+    ],
 )
 def test_categories_and_task_follow_from_the_number_of_classes(classes, categories, task):
     tensors = hollow("hugging face", "mask2former r18")

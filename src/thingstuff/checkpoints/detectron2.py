@@ -32,7 +32,6 @@ from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 LIBRARY = "detectron2"
 
 UNSUPPORTED = (
-    (r"sem_seg_head\.(pixel_decoder|predictor\.(transformer|class_embed|mask_embed|query)).*", "Mask2Former or MaskFormer"),
     (r"sem_seg_head\.(decoder|head|layers)\..+|ins_embed_head\..+", "DeepLab or Panoptic-DeepLab"),
     (r"sem_seg_head\.(coarse_sem_seg_head|point_head)\..+", "PointRend"),
     (r"roi_heads\.box_(head|predictor)\.\d+\..+", "Cascade R-CNN"),

@@ -14,7 +14,7 @@ from thingstuff.models.contract import Task
 from thingstuff.models.mask2former import LEVELS, Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask_classification import MaskClassifier
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
-from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
+from thingstuff.structures.categories import CITYSCAPES, COCO_PANOPTIC, COCO_THINGS, Categories
 
 HEADS = 8  # of every attention in the published networks; no array shows it
 
@@ -115,11 +115,13 @@ def backbone_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
 
 def usual_categories(classes: int) -> Categories:
     """What so many classes are in the published networks; numbered ones where nobody can know."""
-    known = {len(each): each for each in (COCO_THINGS, COCO_PANOPTIC)}
+    road_users = Categories(tuple(category for category in CITYSCAPES if category.is_thing))
+    known = {len(each): each for each in (COCO_THINGS, COCO_PANOPTIC, CITYSCAPES, road_users)}
     return known.get(classes) or Categories.numbered(classes)
 
 
 def with_task(config: Any, categories: Categories) -> Any:
     """The config asking for instances where all classes are known to be things. Files do not say what their network is for."""
-    task = Task.INSTANCE if categories == COCO_THINGS else Task.PANOPTIC
+    unknown = categories == Categories.numbered(len(categories))
+    task = Task.INSTANCE if all(category.is_thing for category in categories) and not unknown else Task.PANOPTIC
     return replace(config, thresholds=replace(config.thresholds, task=task))

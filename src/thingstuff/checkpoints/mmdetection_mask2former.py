@@ -25,7 +25,7 @@ from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.models.contract import Task
 from thingstuff.models.mask_classification import Thresholds
-from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
+from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import Preprocessing, Resize
 
 _HEAD = r"panoptic_head\."
@@ -187,11 +187,10 @@ def _thresholds(model: Settings) -> Thresholds:
 
 
 def _categories(meta: Mapping[str, Any], model: Settings, classes: int) -> Categories:
-    """The names in the file; which of them are things, the head's settings say: they come first."""
-    named, usual = categories_in(meta, classes), usual_categories(classes)
-    if usual in (COCO_THINGS, COCO_PANOPTIC) and (named == Categories.numbered(classes) or named.names == usual.names):
-        return usual
+    """The names in the file; how many of them are things, which come first, the head's settings say."""
+    usual = usual_categories(classes)
     things = model.first(("panoptic_head",)).get("num_things_classes")
     if not isinstance(things, int) or not 0 <= things <= classes:
-        return named
-    return Categories(tuple(replace(category, is_thing=position < things) for position, category in enumerate(named)))
+        things = sum(category.is_thing for category in usual)
+    named = categories_in(meta, things, classes - things)
+    return usual if named == Categories.numbered(things, classes - things) and things == sum(c.is_thing for c in usual) else named

@@ -18,29 +18,8 @@ from thingstuff.data.id_png import read_number_png
 from thingstuff.data.layouts import read_records, segment_lists
 from thingstuff.data.panoptic import PanopticDataset, PanopticRecord
 from thingstuff.errors import AnnotationError
-from thingstuff.structures.categories import Categories, Category
+from thingstuff.structures.categories import CITYSCAPES
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
-
-_STUFF_BY_GROUP = {
-    "flat": {7: "road", 8: "sidewalk"},
-    "construction": {11: "building", 12: "wall", 13: "fence"},
-    "object": {17: "pole", 19: "traffic light", 20: "traffic sign"},
-    "nature": {21: "vegetation", 22: "terrain"},
-    "sky": {23: "sky"},
-}
-_THINGS_BY_GROUP = {
-    "human": {24: "person", 25: "rider"},
-    "vehicle": {26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"},
-}
-CITYSCAPES = Categories(
-    tuple(
-        Category(label, name, is_thing, group)
-        for is_thing, groups in ((False, _STUFF_BY_GROUP), (True, _THINGS_BY_GROUP))
-        for group, names in groups.items()
-        for label, name in names.items()
-    )
-)
-"""The 19 classes that are evaluated: class 0 is "road" (label 7), class 18 is "bicycle" (label 33)."""
 
 LABELS = 34  # 0 "unlabeled" to 33; those that CITYSCAPES lacks are void
 PHOTO, TRUTH = "_leftImg8bit.png", "_gtFine_instanceIds.png"

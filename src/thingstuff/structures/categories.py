@@ -195,3 +195,24 @@ COCO_PANOPTIC = Categories(
     )
 )
 """The 133 categories of COCO panoptic: the 80 things, then 53 kinds of stuff by category id; class 80 is "banner" (92)."""
+
+_CITYSCAPES_STUFF = {
+    "flat": {7: "road", 8: "sidewalk"},
+    "construction": {11: "building", 12: "wall", 13: "fence"},
+    "object": {17: "pole", 19: "traffic light", 20: "traffic sign"},
+    "nature": {21: "vegetation", 22: "terrain"},
+    "sky": {23: "sky"},
+}
+_CITYSCAPES_THINGS = {
+    "human": {24: "person", 25: "rider"},
+    "vehicle": {26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"},
+}
+CITYSCAPES = Categories(
+    tuple(
+        Category(label, name, is_thing, group)
+        for is_thing, groups in ((False, _CITYSCAPES_STUFF), (True, _CITYSCAPES_THINGS))
+        for group, names in groups.items()
+        for label, name in names.items()
+    )
+)
+"""The 19 classes that Cityscapes (arXiv:1604.01685) evaluates: class 0 is "road" (label 7), class 18 is "bicycle" (label 33)."""
