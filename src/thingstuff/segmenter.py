@@ -3,7 +3,7 @@
 name or file -> load -> Segmenter; image -> Preprocessing -> ImageBatch -> network -> Segments
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -119,9 +119,16 @@ class Segmenter:
 
         A thread reads and resizes the next batch while the network works on this one.
         """
+        limits = [self._shown(score_threshold, max_detections, task)]
+        for source, found in self.stream_by(limits, sources, batch_size, max_pixels):
+            yield source, found if isinstance(found, ImageError) else found[0]
+
+    def stream_by(
+        self, limits: Sequence[Any], sources: Iterable[Any], batch_size: int = 1, max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> Iterator[tuple[Any, list[Segments] | ImageError]]:
+        """As `stream`, with the segments by each of several `thresholds`, of two tasks for instance: the network runs once."""
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        limits = self._shown(score_threshold, max_detections, task)
 
         def read_batch(chunk: list[Any]) -> tuple[list[Any], ImageBatch | None]:
             pictures: list[Any] = []
@@ -133,11 +140,14 @@ class Segmenter:
             readable = [picture for picture in pictures if not isinstance(picture, ImageError)]
             return pictures, self.preprocessing.batch(readable) if readable else None
 
-        def results(chunk: list[Any], future: Future) -> Iterator[tuple[Any, Segments | ImageError]]:
+        def results(chunk: list[Any], future: Future) -> Iterator[tuple[Any, list[Segments] | ImageError]]:
             pictures, batch = future.result()
-            found = iter(self.segment(batch, thresholds=limits) if batch else ())
+            found = iter(zip(*self._segment_by(limits, batch), strict=True) if batch else ())
             for source, picture in zip(chunk, pictures, strict=True):
-                yield source, picture if isinstance(picture, ImageError) else replace(next(found), image=picture)
+                if isinstance(picture, ImageError):
+                    yield source, picture
+                else:
+                    yield source, [replace(segments, image=picture) for segments in next(found)]
 
         with ThreadPoolExecutor(max_workers=1) as reader:
             waiting: tuple[list[Any], Future] | None = None
@@ -150,7 +160,6 @@ class Segmenter:
             if waiting:
                 yield from results(*waiting)
 
-    @torch.inference_mode()
     def segment(self, batch: ImageBatch, **overrides: Any) -> list[Segments]:
         """Segments of images already read and resized, at the model's own thresholds unless overridden.
 
@@ -158,9 +167,14 @@ class Segmenter:
             batch: what ``preprocessing.batch`` gives.
             overrides: ``score_threshold``, ``max_detections``, ``task``, ``thresholds`` (all numbers of the model at once).
         """
+        return self._segment_by([self.thresholds(**overrides)], batch)[0]
+
+    @torch.inference_mode()
+    def _segment_by(self, limits: Sequence[Any], batch: ImageBatch) -> list[list[Segments]]:
+        """By each of the thresholds, the segments of each image."""
         batch = batch.to(self.device)
-        pixels = batch.pixels.contiguous(memory_format=torch.channels_last)
-        return self.model.segments(self.model(pixels), batch.sizes, self.categories, self.thresholds(**overrides))
+        predictions = self.model(batch.pixels.contiguous(memory_format=torch.channels_last))
+        return [self.model.segments(predictions, batch.sizes, self.categories, each) for each in limits]
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+TASKS = ("instance", "panoptic", "semantic")  # as models.contract.Task has them, which takes torch to import
+
 
 def positive(text: str) -> int:
     """A whole number from 1."""

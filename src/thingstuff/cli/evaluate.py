@@ -3,10 +3,15 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from thingstuff.cli.arguments import add_inference_arguments, fraction, positive, shown
+from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, positive, shown
 from thingstuff.cli.judged import PICTURES, Judged
 from thingstuff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from thingstuff.models.contract import Task
+    from thingstuff.segmenter import Segmenter
 
 COUNTED = 100  # best-scored objects of an image and class that count, as COCO has it
 OUT = Path("evaluation")
@@ -43,6 +48,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="judge as LVIS, whose images are annotated for some classes only (300 detections of an image)",
     )
+    parser.add_argument("--task", choices=TASKS, help="what a model is asked for (as the model says, where the data has it)")
     parser.add_argument("--score", metavar="S", type=fraction, help="leave out objects scored lower (as the model says)")
     add_inference_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, fractions from 0 to 1, instead of the table")
@@ -89,27 +95,46 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _judge(arguments: argparse.Namespace) -> Judged:
-    """By what the predictions are; a model is judged on objects where the data has them."""
-    if _is_panoptic(arguments):
-        from thingstuff.cli.judge_panoptic import judge_panoptic
-
-        return judge_panoptic(arguments)
+    """By what the predictions are, and for a model by its task, where the data has what it asks for."""
     from thingstuff.cli.judge_instances import judge_instances
+    from thingstuff.cli.judge_panoptic import judge_panoptic
 
-    return judge_instances(arguments)
+    if arguments.predictions is not None:
+        if arguments.task is not None:
+            raise ConfigError("--task goes with --model; what is in a file of predictions says itself what it is")
+        return (judge_panoptic if _holds_maps(arguments) else judge_instances)(arguments, None)
+    if not arguments.data.exists():
+        raise ConfigError(f"{arguments.data}: does not exist; name a folder of data, or an annotation file")
+    from thingstuff.models.contract import Task
+    from thingstuff.segmenter import load
+
+    segmenter = load(arguments.model, device=arguments.device)
+    task = _task(arguments, segmenter)
+    return judge_instances(arguments, segmenter) if task is Task.INSTANCE else judge_panoptic(arguments, segmenter, task)
 
 
-def _is_panoptic(arguments: argparse.Namespace) -> bool:
-    from thingstuff.data.folders import has_instances, has_panoptic, lists_segments
+def _task(arguments: argparse.Namespace, segmenter: "Segmenter") -> "Task":
+    """What the model is asked for: the option, or else its own task, or else objects where the data has no maps."""
+    from thingstuff.data.folders import has_panoptic
+    from thingstuff.models.contract import Task
+
+    if arguments.task is not None:
+        segmenter.thresholds(task=arguments.task)  # says what the model does not know
+        return Task(arguments.task)
+    task = segmenter.task
+    if task is not Task.INSTANCE and Task.INSTANCE in segmenter.tasks and not has_panoptic(arguments.data, arguments.split):
+        return Task.INSTANCE
+    return task
+
+
+def _holds_maps(arguments: argparse.Namespace) -> bool:
+    """Whether the predictions are panoptic maps; the data must have what they are compared with."""
+    from thingstuff.data.folders import lists_segments
 
     data: Path = arguments.data
-    predictions: Path | None = arguments.predictions
-    if predictions is not None and predictions.is_file():
-        predictions_are = lists_segments(predictions)
-        if not data.is_dir() and lists_segments(data) != predictions_are:
-            kinds = ("objects", "panoptic maps")
-            raise ConfigError(
-                f"{predictions} holds {kinds[predictions_are]}, {data} {kinds[not predictions_are]}; compare like with like"
-            )
-        return predictions_are
-    return has_panoptic(data, arguments.split) and not has_instances(data, arguments.split)
+    predictions_are = lists_segments(arguments.predictions)
+    if data.is_file() and lists_segments(data) and not predictions_are and arguments.predictions.is_file():
+        raise ConfigError(f"{arguments.predictions} holds objects, {data} panoptic maps; compare like with like")
+    if data.is_file() and not lists_segments(data) and predictions_are:
+        raise ConfigError(f"{arguments.predictions} holds panoptic maps, {data} objects; compare like with like")
+    return predictions_are

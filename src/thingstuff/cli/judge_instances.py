@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thingstuff.evaluation.average_precision import AveragePrecision
     from thingstuff.evaluation.mistakes import ImageMistakes
     from thingstuff.evaluation.report import Picture
+    from thingstuff.segmenter import Segmenter
     from thingstuff.structures.segments import Segments
 
 COUNTED = 100  # best-scored objects of an image and class that count, as COCO has it
@@ -26,8 +27,8 @@ COUNTED_FEDERATED = 300  # of an image, as LVIS has it
 BOUNDARY = 0.02  # width of boundaries as a share of the image's diagonal (Cheng et al., 2021, section 4)
 
 
-def judge_instances(arguments: argparse.Namespace) -> Judged:
-    """Compare a model's or a file's objects with those of a data set."""
+def judge_instances(arguments: argparse.Namespace, segmenter: "Segmenter | None") -> Judged:
+    """Compare a model's objects, or without one a file's, with those of a data set."""
     from thingstuff.data.folders import open_dataset
     from thingstuff.evaluation.average_precision import AveragePrecision, format_table
 
@@ -38,7 +39,7 @@ def judge_instances(arguments: argparse.Namespace) -> Judged:
     precision = AveragePrecision(data, max_detections, boundary=BOUNDARY, federated=arguments.federated)
     found: dict[int, Segments] = {}
     failed = 0
-    for record, answer in predictions_of(arguments, data):
+    for record, answer in predictions_of(arguments, data, segmenter):
         if isinstance(answer, ImageError):
             print(f"thingstuff: {answer}", file=sys.stderr)
             failed += 1

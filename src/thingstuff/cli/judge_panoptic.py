@@ -6,31 +6,35 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from thingstuff.cli.arguments import given
+from thingstuff.cli.judge_things import ThingsJudge, judges_things
 from thingstuff.cli.judged import Judged, about, photo_path, pictures_wanted, worst
 from thingstuff.cli.report_files import legible, photo
-from thingstuff.errors import ConfigError, EvaluationError, ImageError
+from thingstuff.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from thingstuff.data.panoptic import ImageId, PanopticDataset, PanopticRecord
     from thingstuff.evaluation.mistakes import ImageMistakes
     from thingstuff.evaluation.panoptic_matching import ImageQuality
     from thingstuff.evaluation.report import Picture
+    from thingstuff.models.contract import Task
+    from thingstuff.segmenter import Segmenter
     from thingstuff.structures.panoptic import PanopticMap
 
 BOUNDARY = 0.02  # width of boundaries as a share of the image's diagonal (Cheng et al., 2021, section 4)
 GROUPS = ("All", "Things", "Stuff")
 
 
-def judge_panoptic(arguments: argparse.Namespace) -> Judged:
-    """Compare a model's or a file's panoptic maps with those of a data set."""
+def judge_panoptic(arguments: argparse.Namespace, segmenter: "Segmenter | None", task: "Task | None" = None) -> Judged:
+    """Compare a model's panoptic or semantic maps, or without a model a file's panoptic ones, with those of a data set."""
     from thingstuff.data.folders import open_panoptic
     from thingstuff.evaluation.panoptic_mistakes import PanopticMistakes
     from thingstuff.evaluation.panoptic_quality import PanopticQuality
     from thingstuff.evaluation.semantic import SemanticQuality
+    from thingstuff.models.contract import Task
 
     limits = given(max_pixels=arguments.max_pixels)
     data = open_panoptic(arguments.data, arguments.split, image_dir=arguments.images, **limits)
-    if arguments.max_detections is not None or (arguments.score is not None and not arguments.model):
+    if segmenter is None and (arguments.max_detections is not None or arguments.score is not None):
         raise ConfigError("--score and --max-detections go with objects that have scores; a panoptic map has each pixel once")
     if arguments.federated:
         raise ConfigError("--federated goes with LVIS's objects; panoptic maps are annotated throughout")
@@ -40,7 +44,12 @@ def judge_panoptic(arguments: argparse.Namespace) -> Judged:
     rows: dict[ImageId, ImageQuality] = {}
     failed = 0
     load: Callable[[PanopticRecord], PanopticMap]
-    maps, load = _of_model(arguments, data) if arguments.model else _of_file(arguments, data)
+    things = None
+    if segmenter is None:
+        maps, load = _of_file(arguments, data)
+    else:
+        things = judges_things(arguments, data, segmenter) if task is Task.PANOPTIC else None
+        maps, load = _of_model(arguments, data, segmenter, task, things)
     for record, prediction in maps:
         if isinstance(prediction, ImageError):
             print(f"thingstuff: {prediction}", file=sys.stderr)
@@ -52,12 +61,24 @@ def judge_panoptic(arguments: argparse.Namespace) -> Judged:
         boundary.update(prediction, truth, record.image_id)
         semantic.update(_class_map(prediction, data), _class_map(truth, data), record.image_id)
     result = _result(quality.compute(), boundary.compute(), semantic.compute())
+    table = format_table(result)
 
     def report() -> "tuple[dict[str, Any], list[Picture]]":
         values = {**about(arguments, len(data), failed), **result, "errors": mistakes.compute()}
         return _report(arguments, data, values, rows, of_images, load)
 
-    return Judged(result, format_table(result), report, failed)
+    if things is not None:
+        result, table = things.add_to(result, table)
+    if task is Task.SEMANTIC:
+        shown = semantic_part(result)
+        return Judged(shown, format_semantic(shown), report, failed)
+    return Judged(result, table, report, failed)
+
+
+def semantic_part(result: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a class map: of things it tells no two apart, so that no segment counts."""
+    classes = {name: {"iou": row["iou"]} for name, row in result["per_class"].items()}
+    return {"semantic": result["semantic"], "per_class": classes}
 
 
 def _result(quality: dict[str, Any], boundary: dict[str, Any], semantic: dict[str, Any]) -> dict[str, Any]:
@@ -116,36 +137,32 @@ def _of_file(
 
 
 def _of_model(
-    arguments: argparse.Namespace, data: "PanopticDataset"
+    arguments: argparse.Namespace,
+    data: "PanopticDataset",
+    segmenter: "Segmenter",
+    task: "Task | None",
+    things: "ThingsJudge | None",
 ) -> "tuple[Iterator[tuple[PanopticRecord, PanopticMap | ImageError]], Callable[[PanopticRecord], PanopticMap]]":
+    """The maps, and the objects of the same images to the judge of things."""
     from thingstuff.cli.predictions import in_categories, matched_classes
-    from thingstuff.models.contract import Task
-    from thingstuff.segmenter import load
     from thingstuff.structures.panoptic import PanopticMap
 
     paths = [photo_path(arguments, record.path) for record in data]
     if missing := [record.image_id for record, path in zip(data, paths, strict=True) if path is None]:
         raise ConfigError(f"{data.source}: the photo of image {missing[0]} isn't there; name the folder of photos: --images DIR")
-    segmenter = load(arguments.model, device=arguments.device)
     classes = matched_classes(segmenter.categories, data.categories)
-    options = {
-        "score_threshold": arguments.score,
-        "task": Task.PANOPTIC if Task.PANOPTIC in segmenter.tasks else None,
-        "batch_size": arguments.batch_size,
-        **given(max_pixels=arguments.max_pixels),
-    }
+    limits = [segmenter.thresholds(score_threshold=arguments.score, task=task), *([things.limits] if things else [])]
+    options = {"batch_size": arguments.batch_size, **given(max_pixels=arguments.max_pixels)}
     maps: dict[Any, PanopticMap] = {}
 
     def predicted() -> "Iterator[tuple[PanopticRecord, PanopticMap | ImageError]]":
-        for record, (_, answer) in zip(_with_bar(data), segmenter.stream(paths, **options), strict=True):
+        for record, (_, answer) in zip(_with_bar(data), segmenter.stream_by(limits, paths, **options), strict=True):
             if isinstance(answer, ImageError):
                 yield record, answer
                 continue
-            if answer.overlapping:
-                raise EvaluationError(
-                    f"{arguments.model} finds objects, not panoptic maps; name data with instances.json to judge it"
-                )
-            maps[record.image_id] = PanopticMap.from_segments(in_categories(answer, data.categories, classes))
+            if things is not None:
+                things.update(record.image_id, answer[1])
+            maps[record.image_id] = PanopticMap.from_segments(in_categories(answer[0], data.categories, classes))
             yield record, maps[record.image_id]
 
     return predicted(), lambda record: maps.get(record.image_id) or _nothing(record, data)
@@ -243,6 +260,15 @@ def format_table(result: dict[str, Any]) -> str:
         figures = "".join(_percent(row[key]) for key in ("pq", "sq", "rq"))
         lines.append(f"{name:<{width}}{figures}{row['tp']:>8}{row['fp']:>8}{row['fn']:>8}")
     return "\n".join(lines)
+
+
+def format_semantic(result: dict[str, Any]) -> str:
+    """The figures of class maps as lines to print, likewise."""
+    words = {"mIoU": "mIoU", "fwIoU": "fwIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
+    lines = [", ".join(f"{word} {_percent(result['semantic'][key]).strip()}" for key, word in words.items())]
+    width = max([len("class"), *map(len, result["per_class"])]) + 2
+    lines += ["", f"{'class':<{width}}{'IoU':>8}"]
+    return "\n".join(lines + [f"{name:<{width}}{_percent(row['iou'])}" for name, row in result["per_class"].items()])
 
 
 def _percent(value: float | None) -> str:

@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from thingstuff.structures.segments import Segments
 
 
-def predictions_of(arguments: argparse.Namespace, data: "InstanceDataset") -> "Iterator[tuple[Record, Segments | ImageError]]":
-    """Images of the data with what was found in them, in the data's categories."""
-    return _of_model(arguments, data) if arguments.model else _of_file(arguments, data)
+def predictions_of(
+    arguments: argparse.Namespace, data: "InstanceDataset", segmenter: "Segmenter | None"
+) -> "Iterator[tuple[Record, Segments | ImageError]]":
+    """Images of the data with what was found in them, in the data's categories: by the model, or else in the file."""
+    return _of_file(arguments, data) if segmenter is None else _of_model(arguments, data, segmenter)
 
 
-def _of_model(arguments: argparse.Namespace, data: "InstanceDataset") -> "Iterator[tuple[Record, Segments | ImageError]]":
+def _of_model(
+    arguments: argparse.Namespace, data: "InstanceDataset", segmenter: "Segmenter"
+) -> "Iterator[tuple[Record, Segments | ImageError]]":
     """Each image of the data with what the model finds in it."""
     from tqdm import tqdm
 
-    from thingstuff.segmenter import load
-
-    segmenter = load(arguments.model, device=arguments.device)
     classes = matched_classes(segmenter.categories, data.categories)
     answers = _stream(segmenter, arguments, data)
     for record, answer in tqdm(zip(data, answers, strict=True), total=len(data), desc="evaluate", unit="image", disable=None):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from thingstuff.cli.arguments import fraction, number_in, positive
+from thingstuff.cli.arguments import TASKS, fraction, number_in, positive
 from thingstuff.errors import ConfigError
 
 _above_0 = number_in(lambda number: 0 < number < float("inf"), "a number above 0")
@@ -17,6 +17,12 @@ _at_least_0 = number_in(lambda number: 0 <= number < float("inf"), "a number fro
 
 def _count(text: str) -> int:
     return 0 if text == "0" else positive(text)
+
+
+def _task(text: str) -> str:
+    if text not in TASKS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TASKS)}")
+    return text
 
 
 def _yes_or_no(text: str) -> bool:
@@ -46,7 +52,7 @@ OPTIONS = (
     _Option("split", str, 'split of the folder to train on ("train" where there is one)'),
     _Option("validation_split", str, 'split of the folder to validate on ("val" where there is one)'),
     _Option("validation_data", str, "another data set to validate on, a folder or a COCO file"),
-    _Option("task", str, "instance, panoptic or semantic (what the model gives, where the data has it)"),
+    _Option("task", _task, "instance, panoptic or semantic (what the model gives, where the data has it)"),
     _Option("image_dir", str, "folder of the photos, where the data doesn't lead to them"),
     _Option("validation_image_dir", str, "the same of the validation data (--image-dir)"),
     _Option("short_side", positive, "pixels of the short side that images are resized to"),

@@ -154,19 +154,29 @@ def pairs(
 ) -> Iterator[tuple[ImageId, Callable[[], PanopticMap], Callable[[], PanopticMap]]]:
     """Each image of the truth with what loads its two maps, for `PanopticQuality.update_many`.
 
-    Predictions for other images are left out, as panopticapi does.
+    A prediction belongs to the image whose photo (or, without photos, whose PNG) is named like its PNG, where that finds one for
+    every image; else to the image with its id. Predictions for other images are left out, as panopticapi does.
 
     Raises:
         AnnotationError: an image has no prediction.
     """
-    by_image_id = predictions.by_image_id
-    if missing := [record.image_id for record in truth if record.image_id not in by_image_id]:
+    of_image = _by_name(predictions, truth) or predictions.by_image_id
+    if missing := [record.image_id for record in truth if record.image_id not in of_image]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise AnnotationError(
             f"{predictions.source}: has no prediction for image {missing[0]}{more}; list an image where nothing was found "
             "with no segments and a PNG of void"
         )
-    return ((record.image_id, by_image_id[record.image_id].panoptic_runs, record.panoptic_runs) for record in truth)
+    return ((record.image_id, of_image[record.image_id].panoptic_runs, record.panoptic_runs) for record in truth)
+
+
+def _by_name(predictions: PanopticDataset, truth: PanopticDataset) -> dict[ImageId, PanopticRecord] | None:
+    """The prediction of each image of the truth by their files' names; None where names don't tell all of them apart."""
+    named = {record.png.stem: record for record in predictions}
+    stems = [(record.path or record.png).stem for record in truth]
+    if len(named) < len(predictions) or len(set(stems)) < len(stems) or not named.keys() >= set(stems):
+        return None
+    return {record.image_id: named[stem] for record, stem in zip(truth, stems, strict=True)}
 
 
 # The JSON file ---------------------------------------------------------------------------------------------------------

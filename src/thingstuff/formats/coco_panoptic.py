@@ -5,6 +5,7 @@ their ids: R + 256 G + 65536 B, 0 for void. Ground truth and predictions have on
 """
 
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -67,6 +68,28 @@ def segments_info(panoptic: PanopticMap) -> list[dict[str, Any]]:
     ]
 
 
+def entries(image_id: ImageId, file_name: str, png_name: str, panoptic: PanopticMap) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the lists "images" and "annotations" of the JSON file say of one image.
+
+    Raises:
+        AnnotationError: the map paints an id that belongs to no segment.
+    """
+    height, width = panoptic.size
+    image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+    return image, {"image_id": image_id, "file_name": png_name, "segments_info": segments_info(panoptic)}
+
+
+def png_of(panoptic: PanopticMap) -> bytes:
+    """The PNG that paints a map's ids.
+
+    Raises:
+        MaskError: an id has no colour.
+    """
+    encoded = BytesIO()
+    Image.fromarray(colours_of(np.asarray(panoptic.numpy().ids))).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 def write_panoptic(
     path: str | Path, images: Iterable[tuple[ImageId, str, PanopticMap | Segments]], categories: Categories
 ) -> None:
@@ -96,18 +119,17 @@ def write_panoptic(
             if image_id in taken or name.lower() in taken:
                 raise AnnotationError(f"image {image_id} ({file_name}): the id, or the name {name}, is an earlier image's")
             taken |= {image_id, name.lower()}
-            panoptic = (segments if isinstance(segments, PanopticMap) else PanopticMap.from_segments(segments)).numpy()
+            panoptic = segments if isinstance(segments, PanopticMap) else PanopticMap.from_segments(segments)
             try:
-                rows = segments_info(panoptic)
-                for row in rows:
+                image, annotation = entries(image_id, file_name, name, panoptic)
+                for row in annotation["segments_info"]:
                     categories.class_of(row["category_id"])
-                colours = colours_of(np.asarray(panoptic.ids))
+                png = png_of(panoptic)
             except (AnnotationError, MaskError) as error:
                 raise type(error)(f"image {image_id} ({file_name}): {error}") from error
-            Image.fromarray(colours).save(folder / name)
-            height, width = panoptic.size
-            listed.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-            annotations.append({"image_id": image_id, "file_name": name, "segments_info": rows})
+            (folder / name).write_bytes(png)
+            listed.append(image)
+            annotations.append(annotation)
     except OSError as error:
         raise ConfigError(f"{folder}: can't be written ({error.strerror or error})") from error
     write_json(path, {"images": listed, "annotations": annotations, "categories": categories.to_coco()})
