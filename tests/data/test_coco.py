@@ -354,7 +354,28 @@ def test_what_lvis_says_of_an_image_is_kept_and_is_none_in_other_files(tmp_path:
     first, second = read_coco(tmp_path / "lvis.json", required_images=False)
     assert (first.neg_category_ids, first.not_exhaustive_category_ids) == ((40,), (7,))
     assert (second.neg_category_ids, second.not_exhaustive_category_ids) == (None, None)
+    assert read_coco(tmp_path / "lvis.json", required_images=False).frequencies is None
     data["images"][0].update(neg_category_ids=[None])
     (tmp_path / "lvis.json").write_text(json.dumps(data))
     with pytest.raises(AnnotationError, match=r"'neg_category_ids' is \[None\], must be a list of category ids"):
+        read_coco(tmp_path / "lvis.json", required_images=False)
+
+
+def test_how_frequent_lvis_says_categories_are_is_kept(tmp_path: Path):
+    data = content(square())
+    data["categories"] = [{**category, "frequency": "r"} for category in data["categories"]]
+    (tmp_path / "lvis.json").write_text(json.dumps(data))
+    dataset = read_coco(tmp_path / "lvis.json", required_images=False)
+    assert dataset.frequencies == ("r",) * len(dataset.categories)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"frequency": "often"}, "'frequency' is 'often'"), ({}, "'frequency' is missing, others have it")]
+)
+def test_a_category_of_unknown_frequency_beside_others_is_named(tmp_path: Path, changed: dict[str, str], said: str):
+    data = content(square())
+    first = data["categories"][0]
+    data["categories"] = [{**first, **changed}, {"id": 999, "name": "other", "frequency": "c"}]
+    (tmp_path / "lvis.json").write_text(json.dumps(data))
+    with pytest.raises(AnnotationError, match=rf"category {first['id']}: {said}"):
         read_coco(tmp_path / "lvis.json", required_images=False)

@@ -317,6 +317,28 @@ def test_the_limit_of_the_federated_protocol_is_over_all_classes_of_an_image():
     assert metric.compute()["mask"]["AP"] == 0.0
 
 
+def test_rare_common_and_frequent_classes_have_an_ap_of_their_own():
+    # dust is found, of two cells one is (51 of 101 recalls, see above), no rock is: AP 1, 51 / 101 and 0
+    objects = (annotated(DUST, A), annotated(CELL, A), annotated(CELL, B), annotated(ROCK, C))
+    data = InstanceDataset((FederatedRecord(0, None, SIZE, objects),), CATEGORIES, frequencies=("f", "f", "r"))
+    metric = AveragePrecision(data, 300, boundary=0.02, federated=True)
+    metric.update(0, segments((DUST, 0.9, A), (CELL, 0.8, B)))
+    result = metric.compute()
+    for kind in KINDS:
+        assert result[kind]["APr"] == 0.0
+        assert result[kind]["APc"] is None  # no class is common
+        assert result[kind]["APf"] == pytest.approx((1 + 51 / 101) / 2)
+    table = format_table(result, 300, federated=True).splitlines()
+    assert table[0] == "the 300 best-scored detections of each image count"
+    assert table[1].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR300"]
+    assert table[2].split()[7:10] == ["0.00", "-", "75.25"]
+
+
+def test_groups_of_frequency_are_the_federated_protocols_alone():
+    data = replace(truth([annotated(DUST, A)]), frequencies=("r", "c", "f"))
+    assert "APr" not in judged(data, {}).compute()["mask"]
+
+
 def test_the_federated_protocol_asks_for_what_lvis_files_say():
     with pytest.raises(EvaluationError, match="image 0: has no neg_category_ids"):
         AveragePrecision(truth([]), federated=True)

@@ -87,7 +87,7 @@ def some_of(content: dict[str, Any], name: str, images: int) -> dict[str, Any]:
     """Images with few objects to images with many; of nuclei those with 60 to 130, so that 100 and 300 detections differ."""
     objects = Counter(row["image_id"] for row in content["annotations"])
     of_use = [image for image in content["images"] if name != "nuclei" or 60 <= objects[image["id"]] <= 130]
-    chosen = sorted(of_use, key=lambda image: objects[image["id"]])[:: max(1, len(of_use) // images)]
+    chosen = sorted(of_use, key=lambda image: objects[image["id"]])[:: -(-len(of_use) // images)]
     ids = {image["id"] for image in chosen}
     return {**content, "images": chosen, "annotations": [row for row in content["annotations"] if row["image_id"] in ids]}
 
@@ -180,6 +180,45 @@ def test_average_precision(shared_data: Path, tmp_path: Path, capsys: pytest.Cap
         hot = hotcoco.COCO(str(path))
         assert stated == theirs(hot, hot.load_res(given), hotcoco.COCOeval, kind, limit)
         assert stated == by_our_own_matches(metric, dataset, ours_of, limit)
+
+
+def as_lvis(content: dict[str, Any]) -> dict[str, Any]:
+    """As if some classes had been looked for in each image, not all of them drawn; without crowds, which LVIS lacks."""
+    random = np.random.default_rng(3)
+    ids = [category["id"] for category in content["categories"]]
+    rows = [row for row in content["annotations"] if not row["iscrowd"]]
+    images = []
+    for image in content["images"]:
+        present = {row["category_id"] for row in rows if row["image_id"] == image["id"]}
+        negative = [id_ for id_ in random.choice(ids, len(ids) // 2, replace=False).tolist() if id_ not in present]
+        open_ended = [id_ for id_ in sorted(present) if random.random() < 0.4]
+        images.append({**image, "neg_category_ids": negative, "not_exhaustive_category_ids": open_ended})
+    categories = [{**category, "frequency": "rcf"[place % 3]} for place, category in enumerate(content["categories"])]
+    return {"images": images, "annotations": rows, "categories": categories}
+
+
+NAMES_OF_LVIS = {"AR@300": "AR300", "ARs@300": "ARs", "ARm@300": "ARm", "ARl@300": "ARl"}
+
+
+def test_average_precision_as_lvis_has_it(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(as_lvis(some_of(truth_of(shared_data, "coco-mini"), "coco-mini", OBJECTS["coco-mini"]))))
+    dataset = read_coco(path, required_images=False)
+    metric = AveragePrecision(dataset, 300, federated=True)
+    rows = []
+    for image_id, segments in perturbed_objects(dataset, copies=2).items():
+        metric.update(image_id, segments)
+        rows += segments.to_coco(image_id)
+    result = metric.compute()
+    for kind, (ours_of, key) in {"bbox": ("box", "bbox"), "segm": ("mask", "segmentation")}.items():
+        hot = hotcoco.COCO(str(path))
+        given = hot.load_res([{part: row[part] for part in ("image_id", "category_id", "score", key)} for row in rows])
+        evaluation = hotcoco.COCOeval(hot, given, kind, lvis_style=True)
+        evaluation.run()
+        expected = evaluation.get_results()
+        capsys.readouterr()  # its table
+        assert len({expected[group] for group in ("AP", "APr", "APc", "APf")}) == 4
+        assert result[ours_of] == {NAMES_OF_LVIS.get(name, name): value for name, value in expected.items()}
 
 
 # Panoptic maps --------------------------------------------------------------------------------------------------------

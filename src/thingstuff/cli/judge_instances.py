@@ -52,7 +52,7 @@ def judge_instances(arguments: argparse.Namespace, segmenter: "Segmenter | None"
         first = {**about(arguments, len(data), failed), "max_detections": max_detections, "score": arguments.score}
         return _report(arguments, data, precision, {**first, **result}, found)
 
-    return Judged(result, format_table(result, max_detections), report, failed)
+    return Judged(result, format_table(result, max_detections, federated=arguments.federated), report, failed)
 
 
 def _report(

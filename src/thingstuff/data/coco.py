@@ -31,6 +31,7 @@ from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 from thingstuff.structures.masks import Mask
 
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # what LVIS's files say of an image
+FREQUENCIES = ("r", "c", "f")  # and of a category: rare, common, frequent
 
 
 def read_coco(
@@ -58,6 +59,7 @@ def read_coco(
 
     problems = Problems(path)
     categories = read_categories(content, problems)
+    frequencies = _read_frequencies(content["categories"], problems) if categories else None
     images = _read_images(content, ImageFolder(Path(image_dir), required_images, max_pixels), problems)
     annotations = content.get("annotations")
     if not isinstance(annotations, list):
@@ -84,12 +86,23 @@ def read_coco(
             stacklevel=2,
         )
     records = tuple(replace(record, objects=tuple(objects[image_id])) for image_id, record in images.items())
-    return InstanceDataset(records, categories, path)
+    return InstanceDataset(records, categories, path, frequencies)
 
 
 def _listed(ids: list[int]) -> str:
     more = f" and {len(ids) - PROBLEMS_SHOWN} more" if len(ids) > PROBLEMS_SHOWN else ""
     return ", ".join(map(str, ids[:PROBLEMS_SHOWN])) + more
+
+
+def _read_frequencies(categories: list[dict[str, Any]], problems: Problems) -> tuple[str, ...] | None:
+    """ "frequency" of each category, where one of them states it."""
+    if not any("frequency" in category for category in categories):
+        return None
+    for category in categories:
+        if category.get("frequency") not in FREQUENCIES:
+            stated = f"is {shown(category['frequency'])}" if "frequency" in category else "is missing, others have it"
+            problems.add(f'category {category["id"]}: \'frequency\' {stated}; give "r", "c" or "f", or leave it out of all')
+    return tuple(category.get("frequency", "") for category in categories)
 
 
 def _read_images(content: dict[str, Any], folder: ImageFolder, problems: Problems) -> dict[int, Record]:

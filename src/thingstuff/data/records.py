@@ -46,6 +46,8 @@ class InstanceDataset:
     records: tuple[Record, ...]
     categories: Categories
     source: Path | None = None  # the annotation file, named in errors
+    # of each class whether few, some or many images of LVIS's training set show it: "r", "c", "f"; None in other files
+    frequencies: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -31,6 +31,7 @@ from thingstuff.structures.masks import Mask
 from thingstuff.structures.segments import Segments
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+BY_FREQUENCY = {"APr": "r", "APc": "c", "APf": "f"}  # of LVIS: rare, common and frequent classes
 KINDS = ("box", "mask", "boundary")
 
 
@@ -99,7 +100,8 @@ class AveragePrecision:
         federated: follow LVIS (Gupta et al., 2019, arXiv:1908.03195, section 2.3), whose images are annotated for some classes
             only. Each record then says `neg_category_ids` (looked for, and absent) and `not_exhaustive_category_ids` (present,
             not all annotated): segments of a class neither annotated nor negative are left out, unmatched ones of a class not
-            exhaustively annotated are ignored, and `max_detections` counts all classes of an image together.
+            exhaustively annotated are ignored, and `max_detections` counts all classes of an image together. Where the truth
+            says how frequent its classes are (`frequencies`, "r", "c" or "f" of each), AP is given for each of these groups.
     """
 
     def __init__(self, truth: Truth, max_detections: int = 100, *, boundary: float | None = None, federated: bool = False):
@@ -167,12 +169,13 @@ class AveragePrecision:
 
         `{"box": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}, "mask": {the same},
         "per_class": {name: {"box": AP, "mask": AP}}}`. "AR100" carries the number of `max_detections`, and AR1 and AR10 are
-        there when they are fewer; the federated protocol has the last alone. None stands where the truth has nothing to find
-        (no object, or crowds alone), where pycocotools says -1.
+        there when they are fewer; the federated protocol has the last alone, and "APr", "APc" and "APf" where the truth says how
+        frequent classes are. None stands where the truth has nothing to find (no object, or crowds alone), where pycocotools
+        says -1.
         """
         accumulated = {kind: self._accumulate(kind) for kind in self.kinds}
         return {
-            **{kind: _summary(result, self._limits) for kind, result in accumulated.items()},
+            **{kind: _summary(result, self._limits, self._groups) for kind, result in accumulated.items()},
             "per_class": {
                 name: {kind: stated_mean(result.precision[:, :, class_, 0]) for kind, result in accumulated.items()}
                 for class_, name in enumerate(self.truth.categories.distinct_names)
@@ -235,6 +238,14 @@ class AveragePrecision:
         """Detections of an image and class for which recall is stated, the last for precision, too."""
         fewer = [] if self.federated else [limit for limit in (1, 10) if limit < self.max_detections]
         return [*fewer, self.max_detections]
+
+    @property
+    def _groups(self) -> dict[str, list[int]]:
+        """The classes of each group of LVIS's."""
+        frequencies = getattr(self.truth, "frequencies", None) if self.federated else None
+        if frequencies is None:
+            return {}
+        return {name: [class_ for class_, of in enumerate(frequencies) if of == letter] for name, letter in BY_FREQUENCY.items()}
 
     def _forget(self) -> None:
         self._accumulated, self._matches = {}, {}
@@ -359,12 +370,13 @@ class AveragePrecision:
         return found.rows, found.segments.classes, found.segments.scores.astype(np.float64)
 
 
-def _summary(result: _Accumulated, limits: Sequence[int]) -> dict[str, float | None]:
-    """`METRICS` and the average recalls."""
+def _summary(result: _Accumulated, limits: Sequence[int], groups: dict[str, list[int]]) -> dict[str, float | None]:
+    """`METRICS`, AP of groups of classes, and the average recalls."""
     precision, recall = result.precision, result.recall
     values = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *(precision[..., area] for area in (1, 2, 3))]
     return {
         **{metric: stated_mean(value) for metric, value in zip(METRICS, values, strict=True)},
+        **{group: stated_mean(precision[:, :, classes, 0]) for group, classes in groups.items()},
         **{f"AR{limit}": stated_mean(recall[:, :, 0, index]) for index, limit in enumerate(limits)},
         **{f"AR{name[0]}": stated_mean(recall[:, :, area, -1]) for area, name in enumerate(AREAS) if area > 0},
     }
@@ -383,15 +395,15 @@ def _some(ids: Sequence[int]) -> str:
     return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
 
 
-def format_table(result: dict[str, Any], max_detections: int = 100) -> str:
+def format_table(result: dict[str, Any], max_detections: int = 100, *, federated: bool = False) -> str:
     """What `AveragePrecision.compute` gives, as lines to print: percent, with a dash where there is nothing to find.
 
     The last column is AR of all areas; a number of detections other than COCO's 100 is stated in a line of its own.
     """
     kinds = [kind for kind in KINDS if kind in result]
-    recall = f"AR{max_detections}"
-    metrics = [*METRICS, *([recall] if recall in result[kinds[0]] else [])]
-    lines = [f"the {max_detections} best-scored detections of each image and class count"] if max_detections != 100 else []
+    metrics = [name for name in (*METRICS, *BY_FREQUENCY, f"AR{max_detections}") if name in result[kinds[0]]]
+    each = "each image" if federated else "each image and class"
+    lines = [f"the {max_detections} best-scored detections of {each} count"] if federated or max_detections != 100 else []
     lines += ["".join([f"{'':<8}", *(f"{metric:>8}" for metric in metrics)])]
     lines += ["".join([f"{kind:<8}", *(_percent(result[kind][metric]) for metric in metrics)]) for kind in kinds]
     per_class = result["per_class"]

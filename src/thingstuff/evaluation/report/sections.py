@@ -23,6 +23,7 @@ ENOUGH = 10  # objects from which the figure of one class is worth a sentence
 
 AP_TILES = (("AP", "mask AP"), ("AP50", "mask AP50"), ("AP75", "mask AP75"))
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+FREQUENCY_COLUMNS = ("APr", "APc", "APf")  # of LVIS's groups of classes
 PQ_ROWS = ("All", "Things", "Stuff")
 
 
@@ -48,10 +49,15 @@ def subtitle(report: Report) -> str:
         parts.append(counted(report["objects"], "annotated " + ("segment" if is_panoptic(report) else "object")))
     parts.append(counted(len(report.get("classes", {})), "class", "classes"))
     if report.get("max_detections"):
-        parts.append(f"the {count(report['max_detections'])} best predictions of an image and class count")
+        parts.append(f"{_counted_detections(report)} count")
     if report.get("failed"):
         parts.append(f"{counted(report['failed'], 'image')} could not be read and count as empty")
     return " · ".join(parts)
+
+
+def _counted_detections(report: Report) -> str:
+    of_class = "" if report.get("federated") else " and class"
+    return f"the {count(report.get('max_detections') or 100)} best predictions of an image{of_class}"
 
 
 def is_panoptic(report: Report) -> bool:
@@ -188,12 +194,13 @@ def metrics_table(report: Report) -> Markup:
             more = tag("p", f"Pixel by pixel, as semantic segmentation: {', '.join(stated)}.", class_="note")
         return together(_table(heads, rows), more)
     rows = []
-    recalls = [key for key in report["mask"] if key.startswith("AR")]
+    columns = [*AP_COLUMNS, *(key for key in FREQUENCY_COLUMNS if key in report["mask"])]
+    columns += [key for key in report["mask"] if key.startswith("AR")]
     for kind in ("mask", "boundary", "box"):
         if report.get(kind):
-            values = [report[kind].get(key) for key in (*AP_COLUMNS, *recalls)]
+            values = [report[kind].get(key) for key in columns]
             rows.append(tag("tr", tag("th", kind), *(tag("td", percent(value), class_="number") for value in values)))
-    return _table(("", *AP_COLUMNS, *recalls), rows)
+    return _table(("", *columns), rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Markup]) -> Markup:
@@ -262,14 +269,14 @@ def method(report: Report) -> Markup:
         if report.get("semantic"):
             rows.append(("mIoU", "Mean over classes of the IoU of all their pixels in all images."))
     else:
-        detections = report.get("max_detections") or 100
-        counting = f"the {detections} best predictions of an image and class count" + (
-            "" if detections == 100 else " (by COCO's rule 100)"
-        )
-        rows.append(("AP", f"{AP_IN_WORDS} Only {counting}."))
+        usual = report.get("federated") or (report.get("max_detections") or 100) == 100
+        rule = "" if usual else " (by COCO's rule 100)"
+        rows.append(("AP", f"{AP_IN_WORDS} Only {_counted_detections(report)} count{rule}."))
         if report.get("federated"):
             words = "LVIS's protocol (Gupta et al. 2019): predictions of classes for which an image wasn't annotated don't count"
             rows.append(("federated", f"{words}. Mistakes, confusion and pictures are left out."))
+        if any(key in report["mask"] for key in FREQUENCY_COLUMNS):
+            rows.append(("APr, APc, APf", "AP of rare, common and frequent classes, which the data's file tells apart."))
         if report.get("boundary"):
             rows.append(("boundary AP", f"AP {BOUNDARY_IN_WORDS}: strict about the outlines of large objects."))
     errors = report.get("errors") or {}
