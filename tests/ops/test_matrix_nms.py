@@ -27,11 +27,18 @@ def test_ious_of_masks() -> None:
     torch.testing.assert_close(ious, torch.tensor(expected, dtype=torch.float32))
 
 
-def test_ious_don_t_depend_on_the_pixels_turned_to_float_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tile", "together"), [(32, 128), (4, 128), (4, 1), (100, 1)])
+def test_ious_do_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch, tile: int, together: int) -> None:
     masks = torch.rand(7, 9, 11, generator=torch.Generator().manual_seed(0)) > 0.5
-    whole = mask_ious(masks)
-    monkeypatch.setattr("thingstuff.ops.matrix_nms.TILE", 70)
-    assert mask_ious(masks).equal(whole)
+    masks[2, 3:] = False
+    classes = torch.tensor([0, 0, 0, 2, 2, 5, 5])
+    flat = masks.flatten(1).int()
+    shared, areas = flat @ flat.T, flat.sum(dim=1)
+    expected = shared / (areas[:, None] + areas - shared)
+    monkeypatch.setattr("thingstuff.ops.matrix_nms.TILE", tile)
+    monkeypatch.setattr("thingstuff.ops.matrix_nms.TOGETHER", together)
+    torch.testing.assert_close(mask_ious(masks), expected)
+    torch.testing.assert_close(mask_ious(masks, classes), expected * (classes[:, None] == classes))
 
 
 def test_linear_decay_by_hand() -> None:

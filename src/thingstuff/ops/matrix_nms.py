@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Kernel = Literal["gaussian", "linear"]
-TILE = 2**25  # pixels turned into float32 at a time
+TILE = 64  # pixels a side; masks are compared tile by tile, in each those that reach it alone
+TOGETHER = 128  # masks in a tile from which on classes are compared apart; fewer are compared faster than told apart
 
 
 @torch.no_grad()
@@ -27,18 +28,21 @@ def matrix_nms(
     The kernel is f(IoU) = exp(-sigma IoU^2) ("gaussian") or 1 - IoU ("linear"). Of equal scores the earlier mask is the better.
     A mask that a better one repeats exactly scores 0 with the linear kernel. An empty mask covers nothing and keeps its score.
     """
-    decayed = scores.clone()
+    if len(masks) < 2:
+        return scores.clone()
     order = scores.argsort(descending=True, stable=True)
-    classes_in_order = classes[order]
-    for class_ in classes_in_order.unique():
-        among = order[classes_in_order == class_]
-        if len(among) > 1:
-            decayed[among] *= _decay(mask_ious(masks[among]).triu(diagonal=1), kernel, sigma)
+    order = order[classes[order].argsort(stable=True)]  # class by class, best first
+    ious = mask_ious(masks[order], classes[order]).triu_(diagonal=1)
+    decayed = torch.empty_like(scores)
+    decayed[order] = scores[order] * _decay(ious, kernel, sigma)
     return decayed
 
 
 def _decay(ious: Float[Tensor, "masks masks"], kernel: Kernel, sigma: float) -> Float[Tensor, " masks"]:
-    """Factor of each mask; row i, column j holds the IoU of mask j with a better mask i, and 0 where i is not better."""
+    """Factor of each mask; row i, column j holds the IoU of mask j with a better mask i, and 0 where i is not better.
+
+    The best of its class makes the least factor of each mask 1 or less; those of other classes are 1 or more and change none.
+    """
     covered = ious.amax(dim=0)[:, None]  # of each mask i, by one better than i
     if kernel == "gaussian":
         factors = torch.exp(sigma * (covered**2 - ious**2))
@@ -47,12 +51,25 @@ def _decay(ious: Float[Tensor, "masks masks"], kernel: Kernel, sigma: float) -> 
     return factors.amin(dim=0)
 
 
-def mask_ious(masks: Bool[Tensor, "masks height width"]) -> Float[Tensor, "masks masks"]:
-    """IoU of every pair of masks; two empty masks have 0. Pixels are counted in float32, exact up to 2^24 of them."""
-    flat = masks.flatten(1)  # masks (height width)
-    shared = torch.zeros(len(flat), len(flat), device=masks.device)
-    for part in flat.split(max(1, TILE // max(len(flat), 1)), dim=1):
-        pixels = part.float()
-        shared.addmm_(pixels, pixels.T)
+def mask_ious(
+    masks: Bool[Tensor, "masks height width"], classes: Int[Tensor, " masks"] | None = None
+) -> Float[Tensor, "masks masks"]:
+    """IoU of every pair of masks, 0 for two empty ones; with classes, which must be sorted, 0 for pairs of different ones.
+
+    Pixels are counted in float32, exact up to 2^24 of them.
+    """
+    shared = torch.zeros(len(masks), len(masks), device=masks.device)
+    for rows in masks.view(torch.uint8).split(TILE, dim=1):
+        reached = rows.amax(dim=1)  # masks width
+        for tile, columns in zip(rows.split(TILE, dim=2), reached.split(TILE, dim=1), strict=True):
+            members = columns.amax(dim=1).nonzero().squeeze(1)
+            parts = [members]
+            if classes is not None and len(members) > TOGETHER:
+                parts = members.split(classes[members].unique_consecutive(return_counts=True)[1].tolist())
+            for part in parts:
+                pixels = tile[part].flatten(1).float()  # masks (height width)
+                shared[part[:, None], part] += pixels @ pixels.T
     areas = shared.diagonal()
-    return shared / (areas[:, None] + areas - shared).clamp(min=1)
+    union = areas[:, None] + areas - shared
+    ious = shared / union.clamp(min=1)
+    return ious if classes is None else ious * (classes[:, None] == classes)
