@@ -46,6 +46,16 @@ def test_the_levels_are_the_same_and_norms_are_gone(name: str):
     assert len(left) < len(backbone._norms()) / 4
 
 
+@pytest.mark.parametrize("size", [(96, 64), (97, 64), (64, 99), (61, 37)])
+def test_sizes_that_are_padded_differently_give_the_same_levels(size: tuple[int, int]):
+    backbone = lively("tf_efficientnet_lite0")
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        fast = [level.clone() for level in backbone(image)]
+    for level, plain in zip(fast, [level.detach() for level in backbone(image)], strict=True):
+        torch.testing.assert_close(level, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+
+
 @pytest.mark.parametrize("change", ["weight", "statistics", "loaded"])
 def test_a_changed_network_is_folded_anew(change: str):
     backbone = lively("resnet18")

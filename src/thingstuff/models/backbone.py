@@ -14,6 +14,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from thingstuff.errors import ConfigError
@@ -236,7 +237,7 @@ def _make_deformable(body: nn.Module, name: str, config: BackboneConfig) -> None
 
 @torch.no_grad()
 def folded(network: nn.Module) -> nn.Module:
-    """A copy of a network in evaluation mode without the batch norms that follow a convolution directly.
+    """A copy of a network in evaluation mode without the batch norms that follow a convolution directly, and without paddings.
 
     A norm at fixed statistics scales and shifts each channel, so its numbers go into the kernel and bias before it
     (Jacob et al., 2018, arXiv:1712.05877, section 3.2). What can't be folded stays as it is.
@@ -281,10 +282,35 @@ def folded(network: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if child in replaced:
                 setattr(module, name, replaced[child])
+            elif isinstance(child, nn.Conv2d) and type(child) is Conv2dSame and _halves(child):
+                setattr(module, name, _SameConv(child))
 
     # a network that uses a convolution's output elsewhere, too, would show here
     alike = all(_near(old, new) for old, new in zip(before, copy(image), strict=True))
     return copy if alike else network
+
+
+def _halves(conv: nn.Conv2d) -> bool:
+    return conv.stride == (2, 2) and conv.kernel_size in ((3, 3), (5, 5))
+
+
+class _SameConv(nn.Module):
+    """TensorFlow's "same" convolution of stride 2 without the padded copy of its input, which takes as long as the kernel.
+
+    On even sides it wants one pixel more after them than before. Padded by one more than it has before, on all sides, the plain
+    convolution gives the same numbers behind a first row and column, which are left out.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
+        conv = self.conv
+        if x.shape[-2] % 2 or x.shape[-1] % 2:
+            return conv(x)
+        side = (conv.kernel_size[0] + 1) // 2
+        return functional.conv2d(x, conv.weight, conv.bias, conv.stride, side, conv.dilation, conv.groups)[..., 1:, 1:]
 
 
 def _near(old: Tensor, new: Tensor) -> bool:
