@@ -57,8 +57,7 @@ def merged_here(height: int, width: int, count: int) -> Any:
 
     def run() -> Any:
         found = Detections(boxes, scores, torch.zeros(count, dtype=torch.int64))
-        things = model.in_the_original(found, masks, size)  # type: ignore[operator]
-        return model._merged(things, logits, size, COCO_PANOPTIC, config.thresholds)  # type: ignore[operator]
+        return model._merged(found, masks, logits, size, COCO_PANOPTIC, config.thresholds)  # type: ignore[operator]
 
     return run
 

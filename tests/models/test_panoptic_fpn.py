@@ -192,15 +192,30 @@ def test_instances_are_mask_rcnns_with_the_classes_of_all(monkeypatch: pytest.Mo
     assert segments.is_thing.all()
 
 
-def test_semantic_segments_are_the_branchs_own_and_things_are_void(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_semantic_segments_are_the_branchs_own_and_things_tell_what_its_things_are(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model().eval()
     predictions = _says(model, _left_sky_right_things(), monkeypatch, SCENE)
     (segments,) = model.segments(predictions, _sizes(), THREE, Thresholds(task=Task.SEMANTIC))
-    assert segments.classes.tolist() == [1]
+    assert segments.classes.tolist() == [0, 1, 2]
     assert not segments.overlapping
     semantic = segments.semantic_map()
-    assert (semantic[:, :47] == 1).all()
-    assert (semantic[:, 49:] == -1).all()
+    assert (semantic[:, :48] == 1).all()  # all of the sky, whatever lies on it
+    # right of it the first thing's 12 x 20 pixels, what the third has besides, no matter how little, and void
+    assert (semantic[:20, 48:60] == 2).all()
+    assert segments.areas.tolist() == [16 * 24 - 12 * 20, 48 * 64, 12 * 20]
+    assert (semantic[40:, 48:] == -1).all()
+    np.testing.assert_allclose(segments.scores[[0, 2]], [0.6, 0.9])
+    np.testing.assert_array_equal(segments.boxes[2], [48, 0, 60, 20])
+
+
+def test_semantic_segments_of_one_class_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model().eval()
+    things = [([60.0, 0, 70, 10], 0.9, 0), ([80.0, 0, 90, 10], 0.7, 0)]
+    predictions = _says(model, _left_sky_right_things(), monkeypatch, things)
+    (segments,) = model.segments(predictions, _sizes(), THREE, Thresholds(task=Task.SEMANTIC))
+    assert segments.classes.tolist() == [0, 1]
+    assert segments.areas.tolist() == [200, 48 * 64]
+    np.testing.assert_array_equal(segments.boxes[0], [60, 0, 90, 10])
 
 
 def test_the_map_is_that_of_the_original_image_less_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ image -> backbone C2..C5 -> FPN P2..P6 -+-> RPN, box head, mask head (mask_rcnn.
                                             P2 ->      3x3 conv         -+
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -185,52 +185,47 @@ class PanopticFPN(MaskRCNN):
         """What ``thresholds.task`` asks for of each image, in pixels of the original image.
 
         PANOPTIC: things by descending score, then stuff by class; no pixel is in two. INSTANCE: the things as Mask R-CNN finds
-        them. SEMANTIC: the semantic branch alone, which tells stuff apart; what it takes for things is void.
+        them. SEMANTIC: the map of the semantic branch, one segment a class; what it takes for things has the class of the thing
+        that Mask R-CNN finds there, and is void where that finds none.
         """
         limits = thresholds or self.config.thresholds
         if limits.task is Task.INSTANCE:
             classes = np.array(self.config.class_of_thing)
             found = super().segments(predictions, sizes, categories, limits)
             return [replace(segments, classes=classes[segments.classes]) for segments in found]
-        if limits.task is Task.SEMANTIC:
-            return [
-                self._merged(None, logits, size, categories, replace(limits, stuff_area=0))
-                for logits, size in zip(predictions.semantic_logits, sizes, strict=True)
-            ]
         detections = self.boxes(predictions, [size.input for size in sizes], limits)
         detections = [found[found.scores >= limits.merge_score] for found in detections]  # no others' masks are needed
         masks = self.mask_logits(predictions.levels, detections)
         return [
-            self._merged(self.in_the_original(*things, size), logits, size, categories, limits)
-            for things, logits, size in zip(zip(detections, masks, strict=True), predictions.semantic_logits, sizes, strict=True)
+            self._merged(found, mask_logits, semantic_logits, size, categories, limits)
+            for found, mask_logits, semantic_logits, size in zip(
+                detections, masks, predictions.semantic_logits, sizes, strict=True
+            )
         ]
 
     def _merged(
         self,
-        things: tuple[Detections, Float[Tensor, "_ size size"]] | None,
+        found: Detections,
+        mask_logits: Float[Tensor, "_ size size"],
         semantic_logits: Float[Tensor, "stuff_and_things p2_height p2_width"],
         size: ImageSize,
         categories: Categories,
         limits: Thresholds,
     ) -> Segments:
-        """One image: things with their mask logits, or None, and what the semantic branch says, merged."""
-        of_things: list[tuple[int, float]] = []  # class and score
-        crops: Iterable[tuple[np.ndarray, tuple[int, int]]] = ()
-        if things is not None:
-            found, mask_logits = things
-            crops = paste_crops(mask_logits.sigmoid(), found.boxes, size.original, limits.mask, self.config.paste)
-            classes = [self.config.class_of_thing[thing] for thing in found.classes.tolist()]
-            of_things = list(zip(classes, found.scores.tolist(), strict=True))
-        of_stuff = list(zip(self.config.class_of_stuff, _stuff_scores(semantic_logits, size).tolist(), strict=False))
-        parts = merge_panoptic(
-            crops,
-            [score for _, score in of_things],
-            _stuff_map(semantic_logits, size),
-            limits.merge_score,
-            limits.overlap,
-            limits.stuff_area,
-        )
-        return _tiling(parts, of_things, of_stuff, size.original, categories)
+        """One image's things with their masks, and what the semantic branch says of it, as segments that share no pixel."""
+        config = self.config
+        found, mask_logits = self.in_the_original(found, mask_logits, size)
+        crops = paste_crops(mask_logits.sigmoid(), found.boxes, size.original, limits.mask, config.paste)
+        scores = found.scores.tolist()
+        things = [(config.class_of_thing[thing], score) for thing, score in zip(found.classes.tolist(), scores, strict=True)]
+        stuff = list(zip(config.class_of_stuff, _stuff_scores(semantic_logits, size).tolist(), strict=False))
+        stuff_map = _stuff_map(semantic_logits, size)
+        if limits.task is Task.SEMANTIC:
+            crops = _without_stuff(crops, stuff_map)
+            parts = merge_panoptic(crops, scores, stuff_map, limits.merge_score, overlap=1.0, stuff_area=0)
+            return _by_class(_tiling(parts, things, stuff, size.original, categories))
+        parts = merge_panoptic(crops, scores, stuff_map, limits.merge_score, limits.overlap, limits.stuff_area)
+        return _tiling(parts, things, stuff, size.original, categories)
 
     # Losses
 
@@ -308,6 +303,14 @@ def _stuff_scores(
     return torch.where(cells > 0, means, probabilities.amax(dim=1))
 
 
+def _without_stuff(
+    crops: Iterable[tuple[np.ndarray, tuple[int, int]]], stuff: Int16[np.ndarray, "height width"]
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Masks of things less the pixels where there is stuff."""
+    for crop, (top, left) in crops:
+        yield crop & (stuff[top : top + crop.shape[0], left : left + crop.shape[1]] == VOID), (top, left)
+
+
 def _tiling(
     parts: Iterable[Part],
     things: Sequence[tuple[int, float]],
@@ -330,4 +333,19 @@ def _tiling(
         boxes=np.array([mask.box for mask in masks], np.float32).reshape(-1, 4),
         rles=tuple(masks),
         overlapping=False,
+    )
+
+
+def _by_class(segments: Segments) -> Segments:
+    """Segments that share no pixel joined to one a class, scored like the best of it."""
+    of_pixels = segments.semantic_map()
+    classes = np.unique(segments.classes)
+    masks = tuple(Mask.from_dense(of_pixels == class_) for class_ in classes)
+    scores = [segments.scores[segments.classes == class_].max() for class_ in classes]
+    return replace(
+        segments,
+        classes=classes,
+        scores=np.array(scores, np.float32),
+        boxes=np.array([mask.box for mask in masks], np.float32).reshape(-1, 4),
+        rles=masks,
     )
