@@ -1,4 +1,4 @@
-# make demo: segment the five demo images; make test: everything that CI runs. Both make a virtual environment when there is none.
+# make demo: segment the demo images; make test: everything that CI runs. Both make a virtual environment when there is none.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,8 +8,9 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint types tests clean
 
 demo: $(INSTALLED)
-	$(BIN)/thingstuff predict src/thingstuff/demo --out demo-output
-	@echo "Look at the pictures in demo-output/, for instance demo-output/fluorescence-dense.png"
+	$(BIN)/thingstuff predict src/thingstuff/demo/people --out demo-output/people
+	$(BIN)/thingstuff predict src/thingstuff/demo/nuclei --model nuclei --out demo-output/nuclei
+	@echo "Look at the pictures in demo-output/, such as demo-output/people/astronaut.png and demo-output/nuclei/fluorescence-dense.png"
 
 test: lint types tests
 

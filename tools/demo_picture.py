@@ -32,7 +32,7 @@ def row_of(pictures: list[np.ndarray]) -> Image.Image:
 
 def main() -> None:
     model = load("nuclei")
-    paths = {path.stem: path for path in demo.images()}
+    paths = {path.stem: path for path in demo.images("nuclei")}
     drawn: dict[str, np.ndarray] = {}
     for name, path in paths.items():
         segments = model.predict(path)

@@ -1,9 +1,9 @@
 """Instance, panoptic and semantic segmentation in one pip install.
 
 import thingstuff as ts
-model = ts.load("nuclei")
-segments = model.predict("cells.png")
-segments.save("cells-segmented.png")
+model = ts.load("people")
+segments = model.predict("street.jpg")
+segments.save("street-segmented.png")
 """
 
 from importlib import import_module
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-def predict(images: Any, model: str = "nuclei", **options: Any) -> Any:
+def predict(images: Any, model: str = "people", **options: Any) -> Any:
     """Segments of an image, or of each of a list, by a bundled model or a checkpoint file; options as for ``Segmenter.predict``.
 
     The model is loaded each time; for more than one call use ``load``.

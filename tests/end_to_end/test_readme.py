@@ -45,7 +45,7 @@ def home_of_a_user(shapes: Path, tiny_model: Path, tmp_path: Path, monkeypatch: 
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {"categories": [{"id": 4, "name": "nucleus"}, {"id": 7, "name": "square"}]}))
     shutil.copytree(shapes / "images", tmp_path / "photos")
-    shutil.copy(demo.images()[1], tmp_path / "photos" / "a.png")
+    shutil.copy(demo.images("people")[0], tmp_path / "photos" / "a.png")
     shutil.copy(tiny_model, tmp_path / "my-model.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path

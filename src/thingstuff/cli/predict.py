@@ -37,7 +37,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results; made when it is missing")
     parser.add_argument(
-        "--model", metavar="NAME|FILE", default="nuclei", help='a bundled model\'s name or a checkpoint file ("nuclei")'
+        "--model", metavar="NAME|FILE", default="people", help='a bundled model\'s name or a checkpoint file ("people")'
     )
     parser.add_argument(
         "--score", metavar="S", type=fraction, help="keep objects scored higher, from 0 to 1 (0.5; panoptic: as the model says)"

@@ -1,8 +1,8 @@
-"""Five microscope images to try the package on; README.md beside this file says where they come from."""
+"""Images to try the package on, a folder for each kind; README.md beside this file says where they come from."""
 
 from pathlib import Path
 
 
-def images() -> list[Path]:
-    """The demo images, by name."""
-    return sorted(Path(__file__).parent.glob("*.png"))
+def images(kind: str) -> list[Path]:
+    """The demo images of a kind, by name: "people" (two photographs) or "nuclei" (five microscope images)."""
+    return sorted((Path(__file__).parent / kind).glob("*.png"))
