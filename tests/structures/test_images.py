@@ -273,15 +273,17 @@ def test_an_image_over_pillows_own_limit_is_read_without_a_warning(monkeypatch: 
     for format_ in ("PNG", "TIFF", "GIF", "WEBP", "JPEG", "PPM"):
         for side in (12, 20):  # 144 pixels make Pillow warn, 400 make it refuse
             if (format_, side) == ("WEBP", 20):
-                continue  # its decoder can't be talked out of it: see below
+                continue  # the decoder of newer Pillows can't be talked out of it: see below
             data = encoded(Image.fromarray(noise(side, side)), format_)
             assert read_image(data).shape == (side, side, 3)
             assert Image.MAX_IMAGE_PIXELS == 100
             with pytest.raises(ImageError, match="over the limit of 99"):
                 read_image(data, max_pixels=99)
     assert read_image(Image.fromarray(noise(20, 20))).shape == (20, 20, 3)
-    with pytest.raises(ImageError, match=r"raise PIL\.Image\.MAX_IMAGE_PIXELS"):
-        read_image(encoded(Image.fromarray(noise(20, 20)), "WEBP"))
+    try:
+        assert read_image(encoded(Image.fromarray(noise(20, 20)), "WEBP")).shape == (20, 20, 3)
+    except ImageError as error:
+        assert "raise PIL.Image.MAX_IMAGE_PIXELS" in str(error)  # noqa: PT017 (Pillow 12 reads it, 13 does not)
 
 
 def test_pillows_limit_survives_failures_and_threads(monkeypatch: pytest.MonkeyPatch):
