@@ -4,7 +4,8 @@
 
 JOINED is the folder that `thingstuff data join coco-person coco-mini --categories person` writes; its split val is judged.
 PENNFUDAN is another data set of people, all of whose images are judged. Timed are images of 640 x 480 pixels alone,
-from the encoded file in memory to masks as run-length codes, one after the other, at the score that `thingstuff predict` asks for.
+one after the other, from the encoded file in memory to masks as run-length codes, at the score that `thingstuff predict`
+asks for.
 """
 
 import argparse

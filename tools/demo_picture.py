@@ -1,4 +1,4 @@
-"""Make docs/images/demo.png: what the bundled model finds in the demo images, in two rows.
+"""Make docs/images/demo.png: what the bundled models find in the demo images, in rows.
 
 python tools/demo_picture.py
 """
@@ -10,7 +10,10 @@ from PIL import Image
 
 from thingstuff import demo, load, visuals
 
-ROWS = (("fluorescence-dense", "brightfield"), ("histology-smear", "fluorescence-clusters", "histology-tissue"))
+ROWS = (
+    ("astronaut", "camera", "fluorescence-dense"),
+    ("histology-smear", "fluorescence-clusters", "histology-tissue", "brightfield"),
+)
 WIDTH = 1600  # pixels of the sheet
 GAP = 8  # pixels of white between pictures
 TARGET = Path(__file__).parents[1] / "docs" / "images" / "demo.png"
@@ -31,14 +34,14 @@ def row_of(pictures: list[np.ndarray]) -> Image.Image:
 
 
 def main() -> None:
-    model = load("nuclei")
-    paths = {path.stem: path for path in demo.images("nuclei")}
     drawn: dict[str, np.ndarray] = {}
-    for name, path in paths.items():
-        segments = model.predict(path)
-        assert segments.image is not None
-        drawn[name] = visuals.overlay(segments.image, segments, labels=False)
-        print(f"{name}: {visuals.describe(segments)}")
+    for kind in ("people", "nuclei"):
+        model = load(kind)
+        for path in demo.images(kind):
+            segments = model.predict(path)
+            assert segments.image is not None
+            drawn[path.stem] = visuals.overlay(segments.image, segments, labels=False)
+            print(f"{path.stem}: {visuals.describe(segments)}")
     rows = [row_of([drawn[name] for name in names]) for names in ROWS]
     sheet = Image.new("RGB", (WIDTH, sum(row.height for row in rows) + GAP * (len(rows) - 1)), "white")
     top = 0

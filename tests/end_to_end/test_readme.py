@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from thingstuff import cli, demo, segmenter
+from thingstuff import cli, demo
 from thingstuff.models.catalog import CATALOG
-from thingstuff.structures.categories import Categories, Category
 
 HOME = Path(__file__).parents[2]
 README = (HOME / "README.md").read_text(encoding="utf-8")
@@ -29,16 +28,6 @@ def commands(program: str) -> list[list[str]]:
 
 
 @pytest.fixture
-def nuclei(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bundled model, or, in a clone that has none, one with random weights in its place."""
-    if "nuclei" not in segmenter.bundled_models():
-        stand_in = segmenter.load(tiny_model, device="cpu")
-        stand_in.categories = Categories((Category(1, "nucleus"), Category(2, "cell"), Category(3, "dirt")))
-        stand_in.save(tmp_path / "bundled" / "nuclei.safetensors")
-        monkeypatch.setattr(segmenter, "BUNDLED", tmp_path / "bundled")
-
-
-@pytest.fixture
 def home_of_a_user(shapes: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the files that the README speaks of."""
     for path in shapes.glob("instances_*.json"):
@@ -51,7 +40,7 @@ def home_of_a_user(shapes: Path, tiny_model: Path, tmp_path: Path, monkeypatch: 
     return tmp_path
 
 
-def test_the_commands_run_one_after_the_other(home_of_a_user: Path, nuclei: None, capsys: pytest.CaptureFixture[str]):
+def test_the_commands_run_one_after_the_other(home_of_a_user: Path, capsys: pytest.CaptureFixture[str]):
     written = commands("thingstuff")
     assert {words[1] for words in written} == {"predict", "evaluate", "train"}
     for words in written:
@@ -64,12 +53,12 @@ def test_the_commands_run_one_after_the_other(home_of_a_user: Path, nuclei: None
     assert (home_of_a_user / "runs" / "first" / "best.safetensors").exists()
 
 
-def test_the_python_runs(home_of_a_user: Path, nuclei: None, capsys: pytest.CaptureFixture[str]):
+def test_the_python_runs(home_of_a_user: Path, capsys: pytest.CaptureFixture[str]):
     (code,) = blocks("python")
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert capsys.readouterr().out.startswith("Segments(")
-    assert (home_of_a_user / "nuclei.png").exists()
+    assert (home_of_a_user / "people.png").exists()
     assert isinstance(names["results"], list)
     assert len(names["results"]) == len(names["masks"])  # type: ignore[arg-type]
 
