@@ -1,9 +1,9 @@
-"""Data sets as folders: `images/` with JSON files, whole or one for each split, or the layouts of Cityscapes and PASCAL VOC."""
+"""Data sets as folders: `images/` and JSON files, whole or one a split; or as Cityscapes, PASCAL VOC and LabelMe lay them out."""
 
 from pathlib import Path
 from types import ModuleType
 
-from thingstuff.data import cityscapes, voc
+from thingstuff.data import cityscapes, labelme, voc
 from thingstuff.data.coco import read_coco
 from thingstuff.data.coco_json import ImageFolder, Problem, Problems
 from thingstuff.data.panoptic import PanopticDataset, read_panoptic
@@ -12,7 +12,7 @@ from thingstuff.data.records import InstanceDataset
 from thingstuff.errors import AnnotationError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 
-LAYOUTS = (cityscapes, voc)  # each has find(folder), splits(root) and read(root, split, max_pixels)
+LAYOUTS = (cityscapes, voc)  # of panoptic maps; each has find(folder), splits(root) and read(root, split, max_pixels)
 
 
 def open_dataset(
@@ -26,7 +26,7 @@ def open_dataset(
     """Open a data set's objects: a folder with `images/` and `instances.json` (`instances_<split>.json`), or such a file itself.
 
     Of a folder that has a `panoptic.json` alone, or Cityscapes' or PASCAL VOC's layout, the objects are the things of its
-    panoptic maps. These two layouts without a split give all that is annotated.
+    panoptic maps. These two layouts without a split give all that is annotated. Folders of LabelMe's files open as well.
 
     Args:
         image_dir: folder of the photos, where the data doesn't lead to them.
@@ -43,6 +43,10 @@ def open_dataset(
         return things
     if not path.exists():
         raise AnnotationError(f"{path}: does not exist; name a folder with images/ and instances.json, or an annotation file")
+    if _is_labelme(path):
+        _refuse_image_dir(path, image_dir)
+        _refuse_split(path, split, labelme.splits(path))
+        return labelme.read(path, split, required_images=required_images, max_pixels=max_pixels)
     if not path.is_dir():
         if split is not None:
             raise AnnotationError(f"{path}: is one file and has no split {split!r}; name its folder, or leave the split out")
@@ -78,10 +82,8 @@ def open_panoptic(
         raise AnnotationError(f"{path}: does not exist; name a folder with panoptic.json and panoptic/, or a panoptic file")
     if path.is_dir() and (found := _layout_of(path)):
         layout, root = found
-        if split is not None and split not in (there := layout.splits(root)):
-            raise AnnotationError(f"{path}: has no split {split!r}; its splits are {', '.join(there) or 'none'}")
-        if image_dir is not None:
-            raise AnnotationError(f"{path}: has its photos at places of their own; leave the image folder out")
+        _refuse_split(path, split, layout.splits(root))
+        _refuse_image_dir(path, image_dir)
         return layout.read(root, split, max_pixels)
     if path.is_dir():
         file = path / ("panoptic.json" if split is None else f"panoptic_{split}.json")
@@ -97,7 +99,7 @@ def has_instances(path: Path, split: str | None = None) -> bool:
     """Whether a file of objects is there, or a folder has one for the split; Cityscapes and VOC have maps alone."""
     if not path.is_dir():
         return path.is_file() and not lists_segments(path)
-    return not _layout_of(path) and (path / _file_name("instances", split)).is_file()
+    return not _layout_of(path) and ((path / _file_name("instances", split)).is_file() or _is_labelme(path))
 
 
 def has_panoptic(path: Path, split: str | None = None) -> bool:
@@ -114,6 +116,8 @@ def splits_of(path: Path) -> list[str]:
     if found := _layout_of(path):
         layout, root = found
         return layout.splits(root)
+    if _is_labelme(path):
+        return labelme.splits(path)
     return sorted({split for kind in ("instances", "panoptic") for split in _json_splits(path, kind)})
 
 
@@ -147,6 +151,20 @@ def _layout_of(folder: Path) -> tuple[ModuleType, Path] | None:
     if (folder / "images").is_dir():
         return None
     return next(((layout, root) for layout in LAYOUTS if (root := layout.find(folder))), None)
+
+
+def _is_labelme(path: Path) -> bool:
+    return path.is_dir() and not (path / "images").is_dir() and labelme.find(path) is not None
+
+
+def _refuse_split(path: Path, split: str | None, there: list[str]) -> None:
+    if split is not None and split not in there:
+        raise AnnotationError(f"{path}: has no split {split!r}; its splits are {', '.join(there) or 'none'}")
+
+
+def _refuse_image_dir(path: Path, image_dir: str | Path | None) -> None:
+    if image_dir is not None:
+        raise AnnotationError(f"{path}: has its photos at places of their own; leave the image folder out")
 
 
 def _file_name(kind: str, split: str | None) -> str:
