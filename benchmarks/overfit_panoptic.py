@@ -1,12 +1,12 @@
 """Whether a panoptic network can learn its training images by heart: PQ on the images that it was trained on.
 
-    python benchmarks/overfit_panoptic.py DATA PHOTOS OUT [--models mask2former panoptic-fpn] [--images 100] [--steps 6000]
+    python benchmarks/overfit_panoptic.py DATA PHOTOS OUT [--models mask2former panoptic-fpn] [--images 100] [--steps 3000]
 
 DATA is the folder of a panoptic set (panoptic_train.json and its PNGs), PHOTOS the folder of its photos, OUT a new folder for
 the small copy and the runs. Photos and maps are made smaller first (--side, maps to the nearest pixel), and segments that are
 left with fewer than --least pixels become void, in training and in measuring: what a network of stride 4 cannot tell apart
-would say nothing about whether it learns. Backbones start from random weights. A run that was stopped goes on when the same
-command is given again. The last lines are one row for each model; the exit code is 1 where a PQ is not above --wanted.
+would say nothing about whether it learns. A run that was stopped goes on when the same command is given again. The last lines
+are one row for each model; the exit code is 1 where a PQ is not above --wanted.
 """
 
 import argparse
@@ -61,10 +61,11 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", nargs="+", default=["panoptic-fpn", "mask2former"])
     parser.add_argument("--images", type=int, default=100, help="the first so many training images")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--side", type=int, default=160, help="pixels of the long side")
+    parser.add_argument("--side", type=int, default=128, help="pixels of the long side")
     parser.add_argument("--least", type=int, default=32, help="pixels of a segment that counts")
+    parser.add_argument("--backbone-weights", help="a file, for a quicker start; random weights without it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--wanted", type=float, default=0.85, help="PQ that every model must exceed")
     arguments = parser.parse_args()
@@ -91,6 +92,7 @@ def main() -> int:
             steps=arguments.steps,
             batch_size=arguments.batch_size,
             learning_rate=rate,
+            backbone_weights=arguments.backbone_weights,
             warmup=min(200, arguments.steps // 10),
             ema=0.99,
             validate_every=max(1, arguments.steps // 6),

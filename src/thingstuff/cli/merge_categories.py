@@ -54,9 +54,10 @@ def run_merge_categories(arguments: argparse.Namespace) -> int:
 
     records = [record for part in parts.values() for record in part]
     paths = [record.path for record in records]
-    if arguments.images is not None and None in paths:
+    if None in paths and (arguments.images is not None or any(paths)):
         lost = records[paths.index(None)].image_id
-        raise AnnotationError(f"{arguments.images}: has no photo of image {lost}; put it there, or name another folder")
+        where = arguments.images or arguments.data
+        raise AnnotationError(f"{where}: has no photo of image {lost}; put it there, or name the folder of all with --images")
     ids = [record.image_id for record in records]
     if len(set(ids)) < len(ids) or not all(isinstance(id_, int) for id_ in ids):
         ids = list(range(1, len(records) + 1))

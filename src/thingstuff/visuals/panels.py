@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from thingstuff.structures.segments import Segments
 from thingstuff.visuals.overlay import overlay
 from thingstuff.visuals.scale import PANEL_SIDE, as_rgb, fitting_scale, scaled_image
-from thingstuff.visuals.text import font_of, font_size, shortened, text_size
+from thingstuff.visuals.text import font_of, font_size, plain_name, shortened, text_size
 
 
 def side_by_side(image: np.ndarray, prediction: Segments, truth: Segments) -> np.ndarray:
@@ -37,6 +37,6 @@ def describe(segments: Segments, most: int = 4) -> str:
     """Counts per class in words, the most frequent first: "12 person, 3 dog and 4 more"; "nothing" when empty."""
     classes, counts = np.unique(segments.classes, return_counts=True)
     order = np.lexsort((classes, -counts))
-    parts = [f"{counts[i]} {segments.categories[int(classes[i])].name}" for i in order[:most]]
+    parts = [f"{counts[i]} {plain_name(segments.categories[int(classes[i])].name)}" for i in order[:most]]
     rest = int(counts[order[most:]].sum())
     return ", ".join(parts) + (f" and {rest} more" if rest else "") if parts else "nothing"
