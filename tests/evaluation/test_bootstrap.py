@@ -68,11 +68,34 @@ def test_the_interval_is_the_middle_95_percent_where_draws_lie_evenly():
     assert interval(np.arange(1001.0), 500.0) == pytest.approx((25.0, 975.0))
 
 
-def test_the_interval_moves_to_the_side_where_the_estimate_lies():
-    low, high = interval(np.arange(1001.0), 200.0)
-    # 20 % of the draws are below: z0 = -0.84, so the ends are at the quantiles of 2 z0 - 1.96 and 2 z0 + 1.96: 0.01 % and 60.9 %
-    assert low == pytest.approx(0.1, abs=0.2)
-    assert high == pytest.approx(609, abs=1)
+def test_the_interval_moves_to_where_the_estimate_lies():
+    # half of the draws are below 500, which is 300 more than the estimate
+    assert interval(np.arange(1001.0), 200.0) == pytest.approx((-275.0, 675.0))
+
+
+@pytest.mark.parametrize("name", ["pq", "sq", "rq"])
+def test_intervals_hold_what_they_promise_where_most_classes_are_rare(name):
+    # a world of images, three classes in most of them and fifty in a few; sets of 60 are judged, and each gives its interval
+    rng = np.random.default_rng(0)
+    presence = np.concatenate((np.full(3, 0.7), rng.uniform(0.005, 0.05, 50)))
+    skill = rng.uniform(0.2, 0.9, 53)
+    segments = (rng.random((400, 53)) < presence) * rng.integers(1, 4, (400, 53))
+    found = rng.binomial(segments, skill)
+    missed = segments - found
+    world = np.stack((found, missed, missed, found * rng.uniform(0.6, 0.95, (400, 53))), axis=-1)
+
+    def figures(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        counted = PanopticCounts(tuple(range(len(images))), (True,) * 53, world[images])
+        return panoptic_qualities(counted, weights).overall[name]
+
+    sets = rng.integers(0, 400, (300, 60))
+    judged = np.array([figures(images, np.ones((1, 60)))[0] for images in sets])
+    held = 0
+    for images, estimate in zip(sets[:100], judged, strict=False):
+        reach = interval(figures(images, draw_images(60, 200)), float(estimate))
+        assert reach is not None
+        held += reach[0] <= judged.mean() <= reach[1]
+    assert held >= 85  # of 100: near 95, as good as draws of 60 images know
 
 
 def test_there_is_no_interval_where_most_draws_have_nothing_to_find():

@@ -52,7 +52,7 @@ def intervals(report: Mapping[str, Any], samples: int | None = None, seed: int =
     alone = _drawn(report, None, 0, seed)
     for kind, drawn in _drawn(report, None, samples, seed).items():
         reaches = {name: interval(values, float(alone[kind].overall[name][0])) for name, values in drawn.overall.items()}
-        found[kind] = {name: list(reach) for name, reach in reaches.items() if reach is not None}
+        found[kind] = {name: [max(reach[0], 0.0), min(reach[1], 1.0)] for name, reach in reaches.items() if reach is not None}
     return found
 
 

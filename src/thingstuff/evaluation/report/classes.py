@@ -173,7 +173,7 @@ def confusion(report: Report) -> Markup | None:
                 tag("td", count(value) if value else "·", class_=style or None, title=words, style=f"--share:{share:.3f}")
             )
         rows.append(tag("tr", tag("th", name_tag(_row_name(names, row))), *cells))
-    score = f" and a score of at least {found['score']:.2f}" if found.get("score") is not None else ""
+    score = f" and a score of at least {found['score']:.3g}" if found.get("score") is not None else ""
     note = (
         f"Pairs with an IoU of at least {found.get('iou', 0.5):.2f}{score}, whatever their classes; colours are shares of a row. "
         "The last column counts objects that nothing was predicted for, the last row predictions where nothing is annotated."

@@ -112,14 +112,12 @@ def in_short(report: Report) -> Markup | None:
     if errors and errors.get("truths"):
         found, spurious = errors["matched"] / errors["truths"], errors["predictions"] - errors["matched"]
         where = (
-            f"Counting predictions with a score of at least {errors['score']:.2f}, " if errors.get("score") is not None else ""
+            f"Counting predictions with a score of at least {errors['score']:.3g}, " if errors.get("score") is not None else ""
         )
         sentence = (
-            f"{where}{'' if where else 'Of '}{count(errors['matched'])} of {count(errors['truths'])} "
+            f"{where}{count(errors['matched'])} of {count(errors['truths'])} "
             f"annotated {'segments' if is_panoptic(report) else 'objects'} ({percent(found, 0)} %) are found"
         )
-        if not where:
-            sentence = sentence.removeprefix("Of ").strip()
         if errors["predictions"]:
             share = percent(spurious / errors["predictions"], 0)
             sentence += f"; {count(spurious)} of {count(errors['predictions'])} predictions ({share} %) match nothing"
@@ -150,7 +148,7 @@ def in_short(report: Report) -> Markup | None:
         metric = class_metric(report)
         said.append(
             together(
-                f"Among classes with {ENOUGH} objects or more, the strongest is ",
+                f"Among classes with {ENOUGH} {'segments' if is_panoptic(report) else 'objects'} or more, the strongest is ",
                 tag("b", name_tag(ranked[-1][0])),
                 f" ({metric} {percent(ranked[-1][1])}), the weakest ",
                 tag("b", name_tag(ranked[0][0])),
