@@ -168,7 +168,7 @@ def test_the_figures_stand_at_the_top_with_their_range():
     assert "nuclei on my-data, split val" in seen
     assert "3 images · 10 annotated objects · 1 class" in seen
     assert "50.0 mask AP 40.0 to 60.0" in seen
-    assert "Counting predictions with a score of at least 0.50, 8 of 10 annotated objects (80 %) are found" in seen
+    assert "Counting predictions with a score of at least 0.5, 8 of 10 annotated objects (80 %) are found" in seen
     assert "1 of 9 predictions (11 %) match nothing" in seen
     assert "(2 cases). Without it AP50 would be 12.5 points higher" in seen
 
