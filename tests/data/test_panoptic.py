@@ -354,3 +354,47 @@ def test_a_truncated_png_is_named(tmp_path, kept):
     (tmp_path / "a.png").write_bytes(data[:kept])
     with pytest.raises(AnnotationError, match=r"a\.png: "):
         read_id_png(tmp_path / "a.png")
+
+
+@pytest.fixture
+def crossed(tmp_path: Path, content: dict[str, Any]) -> Path:
+    """A truth of two images whose ids and photos' numbers are crossed: 1 is 000002.jpg, 2 is 000001.jpg."""
+    rows = content["annotations"][0]["segments_info"]
+    truth = content | {
+        "images": [{"id": id_, "file_name": f"00000{3 - id_}.jpg", "height": 2, "width": 3} for id_ in (1, 2)],
+        "annotations": [{"image_id": id_, "file_name": f"00000{3 - id_}.png", "segments_info": rows} for id_ in (1, 2)],
+    }
+    for id_ in (1, 2):
+        paint(tmp_path / "truth" / f"00000{id_}.png", IDS)
+        paint(tmp_path / "found" / f"00000{id_}.png", IDS)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    return tmp_path / "truth.json"
+
+
+def predicted(crossed: Path, content: dict[str, Any], **more: Any) -> dict[Any, Any]:
+    """Which prediction's id each image of the truth gets, of predictions whose PNGs are named by their ids."""
+    rows = content["annotations"][0]["segments_info"]
+    found = {"annotations": [{"image_id": id_, "file_name": f"00000{id_}.png", "segments_info": rows} for id_ in (1, 2)]}
+    (crossed.parent / "found.json").write_text(json.dumps(found | more))
+    truth = read_panoptic(crossed)
+    data = read_panoptic_predictions(crossed.parent / "found.json", truth.categories)
+    of_loader = {record.panoptic_runs: record.image_id for record in data}
+    return {image_id: of_loader[loader] for image_id, loader, _ in pairs(data, truth)}  # type: ignore[index]
+
+
+def test_predictions_are_paired_by_image_id_whatever_their_pngs_are_called(crossed, content):
+    assert predicted(crossed, content) == {1: 1, 2: 2}
+
+
+def test_predictions_that_say_their_photos_are_paired_by_them(crossed, content):
+    images = [{"id": id_, "file_name": f"photos/00000{id_}.jpg"} for id_ in (1, 2)]
+    assert predicted(crossed, content, images=images) == {1: 2, 2: 1}
+    assert predicted(crossed, content, images=[{"id": 1}, "nonsense"]) == {1: 1, 2: 2}
+
+
+def test_predictions_of_other_ids_are_paired_by_the_names_of_their_pngs(crossed, content):
+    truth = json.loads(crossed.read_text())
+    for image, annotation in zip(truth["images"], truth["annotations"], strict=True):
+        image["id"] = annotation["image_id"] = image["id"] + 10
+    crossed.write_text(json.dumps(truth))
+    assert predicted(crossed, content) == {11: 2, 12: 1}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from thingstuff.errors import TrainingError
+from thingstuff.models.catalog import CATALOG
 from thingstuff.structures.images import Targets
 from thingstuff.training import loop, run_folder
 
@@ -93,3 +94,15 @@ def test_a_damaged_validation_is_an_error_with_its_file(tmp_path: Path, content:
     (tmp_path / "validation.json").write_text(content)
     with pytest.raises(TrainingError, match=r"validation\.json is damaged"):
         run_folder.read_validation(tmp_path, ("box", "mask", "per_class"))
+
+
+def test_weight_decay_spares_biases_norms_queries_and_positions():
+    model_class, config, _ = CATALOG["mask2former-tiny"]
+    model = model_class(config)
+    decayed, free = loop._parameter_groups(model, 0.05)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    spared = {names[id(parameter)] for parameter in free["params"]}
+    assert {"decoder.queries", "decoder.query_positions", "decoder.level_embeddings"} <= spared
+    assert all(names[id(parameter)].endswith("weight") for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(names)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from thingstuff.data.panoptic_objects import number_annotations
 from thingstuff.data.records import InstanceDataset, Object, Record
 from thingstuff.errors import AnnotationError
 from thingstuff.structures.categories import Categories
@@ -28,7 +29,7 @@ def join(datasets: Sequence[InstanceDataset], categories: Sequence[str] | None =
     records = [record for dataset in datasets for record in _in_categories(dataset, kept)]
     if len({record.image_id for record in records}) < len(records):
         records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
-    return InstanceDataset(tuple(_with_annotation_ids(records)), kept, datasets[0].source)
+    return InstanceDataset(number_annotations(records), kept, datasets[0].source)
 
 
 def shared_categories(sources: Sequence[tuple[Path | None, Categories]], categories: Sequence[str] | None = None) -> Categories:
@@ -65,16 +66,6 @@ def _in_categories(dataset: InstanceDataset, kept: Categories) -> list[Record]:
         objects = tuple(replace(found, class_=class_) for found, class_ in pairs if class_ is not None)
         records.append(replace(record, objects=objects))
     return records
-
-
-def _with_annotation_ids(records: Sequence[Record]) -> list[Record]:
-    next_id = 1
-    result = []
-    for record in records:
-        objects = tuple(replace(found, annotation_id=next_id + place) for place, found in enumerate(record.objects))
-        next_id += len(objects)
-        result.append(replace(record, objects=objects))
-    return result
 
 
 def copy_images(records: Sequence[Record], folder: Path) -> list[str]:

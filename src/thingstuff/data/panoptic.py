@@ -5,9 +5,9 @@ the folder named like the JSON file without its ending, as panopticapi has it. P
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class PanopticRecord:
     boxes: np.ndarray  # float64 (segments, 4), x y width height as the file states them, NaN where it states none
     size: tuple[int, int] | None = None  # (height, width) of the image as the file states it; files of predictions need not
     path: Path | None = None  # the photo, where it was found
+    photo: str | None = None  # its name without folder and ending, where a file of predictions says it
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def panoptic_map(self) -> PanopticMap:
@@ -146,7 +147,19 @@ def read_panoptic_predictions(
     folder = _png_folder(path, png_dir, max_pixels, problems)
     records = _read_annotations(content, categories, None, folder, problems) if folder else []
     problems.raise_if_any()
-    return PanopticDataset(tuple(records), categories, path)
+    photos = _photos(content)
+    return PanopticDataset(tuple(replace(record, photo=photos.get(record.image_id)) for record in records), categories, path)
+
+
+def _photos(content: dict[str, Any]) -> dict[Any, str]:
+    """The photo's name of each image id, as far as a file of predictions lists them; it need not."""
+    listed = content.get("images")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return {
+        entry["id"]: PureWindowsPath(entry["file_name"]).stem  # knows both separators
+        for entry in entries
+        if isinstance(entry.get("id"), int | str) and isinstance(entry.get("file_name"), str)
+    }
 
 
 def pairs(
@@ -154,13 +167,16 @@ def pairs(
 ) -> Iterator[tuple[ImageId, Callable[[], PanopticMap], Callable[[], PanopticMap]]]:
     """Each image of the truth with what loads its two maps, for `PanopticQuality.update_many`.
 
-    A prediction belongs to the image whose photo (or, without photos, whose PNG) is named like its PNG, where that finds one for
-    every image; else to the image with its id. Predictions for other images are left out, as panopticapi does.
+    Where the predictions list the photos that they are of, as `thingstuff predict` has it, a prediction belongs to the image whose
+    photo has that name; else to the image with its id, as with panopticapi; and where ids do not find one for every image, to the
+    image that its PNG is named like. Predictions for other images are left out, as panopticapi does.
 
     Raises:
         AnnotationError: an image has no prediction.
     """
-    of_image = _by_name(predictions, truth) or predictions.by_image_id
+    of_image = _by_name({record: record.photo for record in predictions}, truth) or predictions.by_image_id
+    if any(record.image_id not in of_image for record in truth):
+        of_image = _by_name({record: record.png.stem for record in predictions}, truth) or of_image
     if missing := [record.image_id for record in truth if record.image_id not in of_image]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise AnnotationError(
@@ -170,11 +186,11 @@ def pairs(
     return ((record.image_id, of_image[record.image_id].panoptic_runs, record.panoptic_runs) for record in truth)
 
 
-def _by_name(predictions: PanopticDataset, truth: PanopticDataset) -> dict[ImageId, PanopticRecord] | None:
-    """The prediction of each image of the truth by their files' names; None where names don't tell all of them apart."""
-    named = {record.png.stem: record for record in predictions}
+def _by_name(names: dict[PanopticRecord, str | None], truth: PanopticDataset) -> dict[ImageId, PanopticRecord] | None:
+    """The prediction of each image of the truth by names; None where names are lacking or don't tell all of them apart."""
+    named = {name: record for record, name in names.items() if name is not None}
     stems = [(record.path or record.png).stem for record in truth]
-    if len(named) < len(predictions) or len(set(stems)) < len(stems) or not named.keys() >= set(stems):
+    if len(named) < len(names) or len(set(stems)) < len(stems) or not named.keys() >= set(stems):
         return None
     return {record.image_id: named[stem] for record, stem in zip(truth, stems, strict=True)}
 

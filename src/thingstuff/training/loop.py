@@ -35,6 +35,12 @@ from thingstuff.training.recipe import Recipe
 from thingstuff.training.run_folder import Log, State, prepare_folder, read_validation, resume_state, save_state, write_whole
 from thingstuff.training.validation import JUDGES, in_words
 
+# learned queries and positions: Mask2Former's and MaskFormer's, and those of timm's transformers
+_NO_KERNELS = {
+    *("queries", "query_positions", "level_embeddings", "relative_position_bias_table", "pos_embed", "absolute_pos_embed"),
+    *("cls_token", "reg_token"),
+}
+
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     """Train a model and return its last validation; everything else is in the recipe's folder.
@@ -210,11 +216,13 @@ def _build(recipe: Recipe, start: _Start, data: InstanceDataset, task: Task) -> 
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},  # biases and norms
-    ]
+    """Weight decay is for kernels and matrices; biases, norms and what is added or looked up, not multiplied with, go without."""
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_kernel = parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_KERNELS
+            (decayed if is_kernel else free).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
 def _seed_of(seed: int, step: int, part: int, process: int) -> int:
