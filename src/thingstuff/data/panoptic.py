@@ -167,7 +167,7 @@ def pairs(
 ) -> Iterator[tuple[ImageId, Callable[[], PanopticMap], Callable[[], PanopticMap]]]:
     """Each image of the truth with what loads its two maps, for `PanopticQuality.update_many`.
 
-    Where the predictions list the photos that they are of, as `thingstuff predict` has it, a prediction belongs to the image whose
+    Where the predictions list the photos that they are of, as `thingstuff predict` has it, each belongs to the image whose
     photo has that name; else to the image with its id, as with panopticapi; and where ids do not find one for every image, to the
     image that its PNG is named like. Predictions for other images are left out, as panopticapi does.
 
