@@ -370,6 +370,23 @@ def test_a_network_that_gives_no_numbers_gives_losses_that_say_so() -> None:
     assert not losses["mask"].isfinite()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_under_autocast_are_those_in_32_bits(dtype: torch.dtype) -> None:
+    """Seven eighths of 12,544 points at a logit of 9 are more than float16 holds: the best query would lose its target."""
+    said = _says([_area(21, 0, 24, 16), _area(0, 0, 21, 16)], [[0.3, 0.3, 0.3, 0.1]] * 2, sure=8.3)
+    said = Predictions(said.class_logits.to(dtype), (1.1 * said.mask_embeddings).to(dtype), said.pixel_embeddings.to(dtype))
+    model, target = _answers(said, sampling=Sampling()), _targets([[0, 0, 84, 64]], [0])
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype):
+        losses = model.losses(torch.zeros(1, 3, 64, 96), [target])
+    torch.manual_seed(0)
+    expected = model.losses(torch.zeros(1, 3, 64, 96), [target])
+    assert losses["dice"] < 0.3  # of the points, most lie where the mask ends
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], atol=1e-6, rtol=1e-6)
+
+
 # Configs
 
 

@@ -249,17 +249,23 @@ class MaskClassifier(Model):
         """
         predictions = self(images)
         present = [_present(target) for target in targets]
+        # sums over all pixels of a mask don't fit into 16 bits
+        with torch.autocast(images.device.type, enabled=False):
+            return self._matched_losses(predictions, present, (images.shape[-2], images.shape[-1]))
+
+    def _matched_losses(
+        self, predictions: Predictions, present: Sequence[Targets], padded: tuple[int, int]
+    ) -> dict[str, Float[Tensor, ""]]:
         count = max(sum(len(target) for target in present), 1)
         layers = range(len(predictions.class_logits))
-        padded = (images.shape[-2], images.shape[-1])
-        places = [(layer, image) for layer in layers for image in range(len(targets))]
+        places = [(layer, image) for layer in layers for image in range(len(present))]
         costs = [self._costs(predictions, layer, image, present[image], padded) for layer, image in places]
         pairs = match_hungarian(costs)
         # each layer's mean over queries by weight; what no query is matched with has a gradient of zero
         nothing = (predictions.mask_embeddings.float().sum() + predictions.pixel_embeddings.float().sum()) * 0
         total = {"class": nothing, "mask": nothing, "dice": nothing}
         for layer in layers:
-            of_layer = pairs[layer * len(targets) : (layer + 1) * len(targets)]
+            of_layer = pairs[layer * len(present) : (layer + 1) * len(present)]
             total["class"] = total["class"] + self._class_loss(predictions.class_logits[layer], of_layer, present)
             for image, (queries, matched) in enumerate(of_layer):
                 if len(queries):

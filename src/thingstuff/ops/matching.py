@@ -16,8 +16,8 @@ def match_hungarian(
     """Of each table of costs (predictions x targets) the pairs of least total cost: predictions, rising, and their targets.
 
     As many pairs as there are predictions or targets, whichever is less. A cost that is not finite, as a network gives that has
-    diverged or overflowed in 16 bits, counts as worse than all finite ones together: such a pair is made only where no other is
-    left, and its loss, which is not finite either, tells of it.
+    diverged, counts as worse than all finite ones together: such a pair is made only where no other is left. Nothing tells of one
+    that was avoided, so costs must be added up in 32 bits, where those of a sound network are finite.
     """
     if not costs:
         return []
