@@ -297,6 +297,38 @@ def test_losses_by_hand() -> None:
     assert losses["dice"].item() == pytest.approx(2 * (1 - 2 * 0.25 / (0.5 + 0.5)), abs=0.02)
 
 
+EVENLY = Sampling(points=20_000, importance=0.0)  # points anywhere: a target has its share of them
+
+
+def test_losses_of_a_batch_are_means_over_its_masks() -> None:
+    """Even odds everywhere; one target in a first image, three in a second that fills a quarter of the batch's size."""
+    model = _answers(Predictions(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.randn(2, 4, 16, 24)), sampling=EVENLY)
+    one, three = [[0, 0, 48, 64]], [[0, 0, 48, 32], [0, 0, 24, 32], [0, 16, 48, 32]]
+    torch.manual_seed(0)
+    losses = model.losses(torch.zeros(2, 3, 64, 96), [_targets(one, [0]), _targets(three, [0, 1, 2], size=(32, 48))])
+    dice = [1 - 2 * share * 0.5 / (share + 0.5) for share in (1 / 2, 1 / 4, 1 / 8, 1 / 8)]
+    assert losses["class"].item() == pytest.approx(math.log(4))
+    assert losses["mask"].item() == pytest.approx(math.log(2))
+    assert losses["dice"].item() == pytest.approx(sum(dice) / 4, abs=0.01)
+
+
+def test_targets_are_matched_where_they_lie_in_the_padded_batch() -> None:
+    """An image that fills a quarter of the batch: stretched over all of it, its left half would be the first query's."""
+    said = _says([_area(0, 0, 12, 16), _area(6, 0, 12, 8), _area(0, 0, 6, 8)], [[0.3, 0.3, 0.3, 0.1]] * 3)
+    target = _targets([[0, 0, 24, 32], [24, 0, 48, 32]], [0, 1], size=(32, 48))
+    torch.manual_seed(0)
+    losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [target])
+    assert losses["dice"] < 0.2
+
+
+def test_dice_decides_where_masks_are_wrong_in_as_many_pixels() -> None:
+    """Of 48 cells one query has all and 40 too many, the other 8: dice 0.29 and 0.71. The class alone speaks for the other."""
+    said = _says([_area(8, 4, 19, 12), _area(8, 4, 9, 12)], [[0.3, 0.3, 0.3, 0.1], [0.6, 0.1, 0.2, 0.1]])
+    torch.manual_seed(0)
+    losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [_targets([[32, 16, 56, 48]], [0])])
+    assert losses["dice"].item() == pytest.approx(1 - 2 * 48 / (48 + 88), abs=0.06)
+
+
 def test_no_object_weighs_a_tenth() -> None:
     class_logits = torch.tensor([[[[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]]])
     predictions = Predictions(class_logits, torch.zeros(1, 1, 2, 4), torch.zeros(1, 4, 16, 24))

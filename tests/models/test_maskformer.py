@@ -84,6 +84,21 @@ def test_losses_by_hand() -> None:
     assert losses["dice"].item() == pytest.approx(2 * (1 - (2 * 96 + 1) / (192 + 192 + 1)))
 
 
+def test_losses_of_a_batch_are_means_over_its_masks() -> None:
+    """Even odds everywhere; one target in a first image, three in a second that fills a quarter of the batch's size."""
+    model = _model()
+    predictions = Predictions(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.randn(2, 4, 16, 24))
+    model.forward = lambda images: predictions  # type: ignore[method-assign]
+    small = _targets([[0, 0, 48, 32], [0, 0, 24, 32], [0, 16, 48, 32]], [0, 1, 2])
+    small = replace(small, size=(32, 48), masks=small.masks[:, :32, :48])
+    losses = model.losses(torch.zeros(2, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0]), small])
+    cells = (192, 96, 48, 48)  # of 384
+    focal = [(0.25 * count + 0.75 * (384 - count)) / 384 * 0.25 * math.log(2) for count in cells]
+    assert losses["class"].item() == pytest.approx(math.log(4))
+    assert losses["mask"].item() == pytest.approx(sum(focal) / 4)
+    assert losses["dice"].item() == pytest.approx(sum(1 - (count + 1) / (192 + count + 1) for count in cells) / 4)
+
+
 def test_a_target_smaller_than_a_cell_has_a_share_of_it() -> None:
     model = _model().train()
     losses = model.losses(torch.randn(1, 3, 64, 96), [_targets([[1, 1, 2, 3]], [0])])
