@@ -312,6 +312,23 @@ def test_losses_of_a_batch_are_means_over_its_masks() -> None:
     assert losses["dice"].item() == pytest.approx(sum(dice) / 4, abs=0.01)
 
 
+def test_every_process_divides_by_the_mean_number_of_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One mask here and, as the sum of both tells, five in the other process: three on average."""
+
+    def add_five(count: torch.Tensor) -> None:
+        count += 5
+
+    model = _answers(Predictions(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), torch.randn(1, 4, 16, 24)))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", add_five)
+    losses = model.losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0])])
+    assert losses["mask"].item() == pytest.approx(math.log(2) / 3)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: None)
+    losses = model.losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0])])
+    assert losses["mask"].item() == pytest.approx(math.log(2))  # half a mask on average counts as one
+
+
 def test_targets_are_matched_where_they_lie_in_the_padded_batch() -> None:
     """An image that fills a quarter of the batch: stretched over all of it, its left half would be the first query's."""
     said = _says([_area(0, 0, 12, 16), _area(6, 0, 12, 8), _area(0, 0, 6, 8)], [[0.3, 0.3, 0.3, 0.1]] * 3)
@@ -456,8 +473,9 @@ def test_numbers_out_of_range_are_refused() -> None:
             Thresholds(**changes)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="points"):
         Sampling(points=0)
-    with pytest.raises(ConfigError, match="mask_side"):
-        PostProcessing(mask_side=0)
+    for side in (0, 4097):
+        with pytest.raises(ConfigError, match="mask_side must lie from 1 to 4096"):
+            PostProcessing(mask_side=side)
 
 
 def test_the_light_network_fits_into_16_megabytes_in_16_bits() -> None:

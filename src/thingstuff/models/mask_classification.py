@@ -31,6 +31,7 @@ from thingstuff.structures.segments import Segments
 
 STRIDE = 4  # of the pixel embeddings, and so of the masks
 VOID = -1  # in maps of queries and of segments
+MOST_MASK_SIDE = 4096  # pixels; masks of all queries are held at this size, and a file says which
 
 
 class Convention(Enum):
@@ -68,8 +69,8 @@ class PostProcessing:
     only_sure: bool = True  # pixels whose query is below `Thresholds.mask` there stay void (Mask2Former)
 
     def __post_init__(self) -> None:
-        if self.mask_side is not None and self.mask_side < 1:
-            raise ConfigError(f"mask_side must be at least 1, got {self.mask_side}")
+        if self.mask_side is not None and not 1 <= self.mask_side <= MOST_MASK_SIDE:
+            raise ConfigError(f"mask_side must lie from 1 to {MOST_MASK_SIDE}, got {self.mask_side}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +246,8 @@ class MaskClassifier(Model):
         """ "class", "mask" and "dice", unweighted: of every layer of the decoder, summed (deep supervision).
 
         Each layer is matched by itself, at the costs that the losses have with their weights. Every target is a segment, of a
-        thing or of stuff; crowds, and targets whose mask was cut away, are left out.
+        thing or of stuff; crowds, and targets whose mask was cut away, are left out. "mask" and "dice" are means over the masks
+        of the batch, with several processes over the mean of theirs: a mask weighs the same in each.
         """
         predictions = self(images)
         present = [_present(target) for target in targets]
@@ -256,7 +258,7 @@ class MaskClassifier(Model):
     def _matched_losses(
         self, predictions: Predictions, present: Sequence[Targets], padded: tuple[int, int]
     ) -> dict[str, Float[Tensor, ""]]:
-        count = max(sum(len(target) for target in present), 1)
+        count = _mean_over_processes(sum(len(target) for target in present), predictions.class_logits.device).clamp(min=1)
         layers = range(len(predictions.class_logits))
         places = [(layer, image) for layer in layers for image in range(len(present))]
         costs = [self._costs(predictions, layer, image, present[image], padded) for layer, image in places]
@@ -316,6 +318,17 @@ def _present(target: Targets) -> Targets:
     return replace(
         target, boxes=target.boxes[kept], classes=target.classes[kept], masks=target.masks[kept], is_crowd=target.is_crowd[kept]
     )
+
+
+def _mean_over_processes(count: int, device: torch.device) -> Float[Tensor, ""]:
+    """Of the processes of torch.distributed, which all have to ask; of one alone it is the count itself."""
+    import torch.distributed as distributed
+
+    mean = torch.tensor(float(count), device=device)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(mean)
+        mean /= distributed.get_world_size()
+    return mean
 
 
 # Panoptic maps
