@@ -493,7 +493,23 @@ test_pipeline = [dict(type='Resize', scale=(1024, 512))]
     assert (found.preprocessing.short_side, found.preprocessing.long_side) == (512, 1024)
 
 
+def heads_text(**heads):
+    return with_config(
+        f"model = dict(panoptic_head=dict({', '.join(f'{k}=dict(attn=dict(num_heads={v}))' for k, v in heads.items())}))"
+    )
+
+
+@pytest.mark.parametrize("part", ["pixel_decoder", "transformer_decoder"])
+def test_either_decoder_may_state_the_heads(part):
+    assert described(hollow("mmdetection", "mask2former r18"), heads_text(**{part: 4})).config.heads == 4
+
+
 # What does not fit
+
+
+def test_decoders_whose_heads_differ_are_refused():
+    with pytest.raises(CheckpointError, match=r"num_heads is 4 in model\.panoptic_head\.pixel_decoder and 8 in model"):
+        described(hollow("mmdetection", "mask2former r18"), heads_text(pixel_decoder=4, transformer_decoder=8))
 
 
 def test_all_misfits_are_listed_in_one_error():

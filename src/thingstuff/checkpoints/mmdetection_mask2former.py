@@ -23,6 +23,7 @@ from thingstuff.checkpoints.mmdetection_config import (
 from thingstuff.checkpoints.python_config import Settings
 from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import Rule, rename
+from thingstuff.errors import CheckpointError
 from thingstuff.models.contract import Task
 from thingstuff.models.mask_classification import Thresholds
 from thingstuff.structures.categories import Categories
@@ -144,7 +145,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     settings = settings_in(meta, name)
     model_settings = settings.first(("model",))
     refuse_settings(model_settings, SUPPORTED_SETTINGS, name)
-    model, found = query_model(tensors, name, LIBRARY, _heads(model_settings))
+    model, found = query_model(tensors, name, LIBRARY, _heads(model_settings, name))
     mean, std, is_bgr = pixel_statistics(settings, tensors, found.backbone)
     short, long = scale_of_tests(settings)
     backbone = found.backbone
@@ -167,13 +168,19 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     )
 
 
-def _heads(model: Settings) -> int:
-    decoder = model.first(("panoptic_head", "transformer_decoder"))
-    for layer in decoder.steps():
-        heads = layer.whole("num_heads", 0)
-        if heads:
-            return heads
-    return HEADS
+def _heads(model: Settings, name: str) -> int:
+    """Of every attention: here the pixel decoder has as many as the decoder."""
+    parts = ("pixel_decoder", "transformer_decoder")
+    stated = {part: _first_heads(model.first(("panoptic_head", part))) for part in parts}
+    stated = {part: heads for part, heads in stated.items() if heads}
+    if len(set(stated.values())) > 1:
+        each = " and ".join(f"{heads} in model.panoptic_head.{part}" for part, heads in stated.items())
+        raise CheckpointError(f"{name}: num_heads is {each} ({LIBRARY}); numbers that differ are not supported yet")
+    return next(iter(stated.values()), HEADS)
+
+
+def _first_heads(part: Settings) -> int:
+    return next((heads for step in part.steps() if (heads := step.whole("num_heads", 0))), 0)
 
 
 def _thresholds(model: Settings) -> Thresholds:
