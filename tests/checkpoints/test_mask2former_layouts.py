@@ -23,6 +23,8 @@ from thingstuff.models.mask_classification import Convention, PostProcessing, Th
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.structures.categories import CITYSCAPES, COCO_PANOPTIC, COCO_THINGS, Categories
 
+UNKNOWN = "does not say which of its 7 classes are stuff"
+pytestmark = pytest.mark.filterwarnings(f"ignore:.*{UNKNOWN}")  # that most networks here have
 REFERENCE = Path(__file__).parents[1] / "reference"
 
 # From our names to each library's, spelled out the other way round than the tables that are tested.
@@ -454,7 +456,6 @@ def test_version_2_of_mmdetection_numbers_the_attentions_in_the_order_in_which_t
         (133, COCO_PANOPTIC, Task.PANOPTIC),
         (80, COCO_THINGS, Task.INSTANCE),
         (19, CITYSCAPES, Task.PANOPTIC),
-        (21, Categories.numbered(21), Task.PANOPTIC),
     ],
 )
 def test_categories_and_task_follow_from_the_number_of_classes(classes, categories, task):
@@ -464,6 +465,21 @@ def test_categories_and_task_follow_from_the_number_of_classes(classes, categori
     found = described(tensors)
     assert found.categories == categories
     assert found.config.thresholds.task is task
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_where_nobody_can_know_which_classes_are_stuff_a_warning_says_so(library):
+    with pytest.warns(UserWarning, match=rf"model\.pth: {UNKNOWN}.* set `model\.categories`"):
+        found = described(hollow(library, "mask2former r18"))
+    assert found.categories == Categories.numbered(7)
+    assert found.config.thresholds.task is Task.PANOPTIC
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_config_text_that_tells_things_from_stuff_needs_no_warning():
+    text = "model = dict(panoptic_head=dict(num_things_classes=4, num_stuff_classes=3))"
+    found = described(hollow("mmdetection", "mask2former r18"), with_config(text))
+    assert found.categories == Categories.numbered(4, 3)
 
 
 def test_hugging_face_has_its_own_way_to_segments_and_its_own_images():

@@ -150,7 +150,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     rules = (*(_SWIN if is_swin else _RESNET), *(_MASK2FORMER if is_mask2former else _MASKFORMER))
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
     model, found = query_model(rename(foreign, rules).tensors, name, LIBRARY)
-    categories = usual_categories(found.classes)
+    categories = usual_categories(found.classes, name)
     config = replace(
         found,
         post_processing=PostProcessing(Convention.HUGGING_FACE, 384 if model is Mask2Former else None, only_sure=False),

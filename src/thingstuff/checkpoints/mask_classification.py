@@ -1,5 +1,6 @@
 """What a file of Mask2Former or MaskFormer is: every size of the network, read from its arrays once they carry our names."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -113,11 +114,23 @@ def backbone_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
     return swin_config(tensors, name) if is_swin(tensors) else resnet_config(tensors, name)
 
 
-def usual_categories(classes: int) -> Categories:
-    """What so many classes are in the published networks; numbered ones where nobody can know."""
+def usual_categories(classes: int, name: str) -> Categories:
+    """What so many classes are in the published networks; numbered things, with a warning, where nobody can know."""
+    known = known_categories(classes)
+    if known is None:
+        warnings.warn(
+            f"{name}: does not say which of its {classes} classes are stuff, so all are taken for things and each query gives a "
+            "segment of its own in a panoptic result; set `model.categories` to say what they are. A semantic result "
+            "(task='semantic') is the same either way",
+            stacklevel=2,
+        )
+    return known or Categories.numbered(classes)
+
+
+def known_categories(classes: int) -> Categories | None:
+    """Those of the published networks with so many."""
     road_users = Categories(tuple(category for category in CITYSCAPES if category.is_thing))
-    known = {len(each): each for each in (COCO_THINGS, COCO_PANOPTIC, CITYSCAPES, road_users)}
-    return known.get(classes) or Categories.numbered(classes)
+    return {len(each): each for each in (COCO_THINGS, COCO_PANOPTIC, CITYSCAPES, road_users)}.get(classes)
 
 
 def with_task(config: Any, categories: Categories) -> Any:

@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from thingstuff.checkpoints import swin
-from thingstuff.checkpoints.mask_classification import HEADS, UNSUPPORTED, query_model, usual_categories, with_task
+from thingstuff.checkpoints.mask_classification import (
+    HEADS,
+    UNSUPPORTED,
+    known_categories,
+    query_model,
+    usual_categories,
+    with_task,
+)
 from thingstuff.checkpoints.mmdetection_config import (
     BACKBONE,
     BACKBONE_SETTINGS,
@@ -152,7 +159,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     if not backbone.original_windows:
         in_1x1 = stride_in_1x1(settings, tensors, backbone)
         backbone = replace(backbone, stride_in_1x1=in_1x1, frozen_norms=True)  # norm_eval=True
-    categories = _categories(meta, model_settings, found.classes)
+    categories = _categories(meta, model_settings, found.classes, name)
     only_sure = model_settings.first(("test_cfg",)).get("filter_low_score")
     if isinstance(only_sure, bool):
         found = replace(found, post_processing=replace(found.post_processing, only_sure=only_sure))
@@ -193,11 +200,13 @@ def _thresholds(model: Settings) -> Thresholds:
     )
 
 
-def _categories(meta: Mapping[str, Any], model: Settings, classes: int) -> Categories:
+def _categories(meta: Mapping[str, Any], model: Settings, classes: int, name: str) -> Categories:
     """The names in the file; how many of them are things, which come first, the head's settings say."""
-    usual = usual_categories(classes)
     things = model.first(("panoptic_head",)).get("num_things_classes")
-    if not isinstance(things, int) or not 0 <= things <= classes:
+    if isinstance(things, int) and 0 <= things <= classes:
+        usual = known_categories(classes) or Categories.numbered(classes)
+    else:
+        usual = usual_categories(classes, name)
         things = sum(category.is_thing for category in usual)
     named = categories_in(meta, things, classes - things)
     return usual if named == Categories.numbered(things, classes - things) and things == sum(c.is_thing for c in usual) else named
