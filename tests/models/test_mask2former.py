@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from thingstuff.errors import ConfigError
 from thingstuff.models.catalog import CATALOG, MASK2FORMER_TINY
 from thingstuff.models.contract import Task
 from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig, Sampling, _inside
-from thingstuff.models.mask_classification import Convention, PostProcessing, Predictions, Thresholds
+from thingstuff.models.mask_classification import Convention, PostProcessing, Predictions, Thresholds, share_out
 from thingstuff.models.transformer import Attention, sine_positions
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import ImageSize, Targets
@@ -273,6 +274,38 @@ def test_an_image_of_one_pixel_works(task: Task, convention: Convention) -> None
         predictions = model(torch.zeros(1, 3, 32, 32))
     (segments,) = model.segments(predictions, _sizes(1, (1, 1), (1, 1)), TWO_AND_ONE, Thresholds(task, merge_score=0.0))
     assert segments.size == (1, 1)
+
+
+@pytest.mark.parametrize("convention", Convention)
+def test_leaving_out_queries_that_cannot_win_changes_nothing(convention: Convention) -> None:
+    """Against the rules applied to whole maps at image size."""
+    random = torch.Generator().manual_seed(0)
+    logits = functional.interpolate(6 * torch.randn(1, 9, 4, 6, generator=random), size=(16, 24), mode="bicubic")[0]
+    scores = 0.5 + 0.5 * torch.rand(9, generator=random)
+    steps = [((64, 96), (60, 90)), ((151, 207), (151, 207))]
+    how = PostProcessing(convention)
+    maps = logits if convention is Convention.ORIGINAL else logits.sigmoid()
+    whole = functional.interpolate(maps[None], size=(64, 96), mode="bilinear")[..., :60, :90]
+    whole = functional.interpolate(whole, size=(151, 207), mode="bilinear")[0]
+    whole = whole.sigmoid() if convention is Convention.ORIGINAL else whole
+    claims = whole * scores[:, None, None]
+    which = claims.argmax(dim=0)
+    found = share_out(maps, steps, scores, (151, 207), 0.5, how)
+    assert (found.won == torch.bincount(which.flatten(), minlength=9).numpy()).mean() > 0.7  # but for a pixel on an edge
+    assert abs(found.won - torch.bincount(which.flatten(), minlength=9).numpy()).max() <= 2
+    inside = (whole if convention is Convention.ORIGINAL else claims) >= 0.5
+    assert abs(found.own - inside.flatten(1).sum(dim=1).numpy()).max() <= 2
+    if convention is Convention.ORIGINAL:
+        which = torch.where(inside.gather(0, which[None])[0], which, -1)
+    assert (found.queries == which.numpy()).mean() > 0.999
+
+
+def test_masks_that_are_no_numbers_do_no_harm() -> None:
+    predictions = _says([_area(0, 0, 12, 16)] * 2, [[0.9, 0.02, 0.02, 0.06], [0.02, 0.9, 0.02, 0.06]])
+    broken = replace(predictions, pixel_embeddings=torch.full_like(predictions.pixel_embeddings, float("nan")))
+    for task in Task:
+        (segments,) = _model().segments(broken, _sizes(), TWO_AND_ONE, Thresholds(task))
+        assert segments.size == (64, 96)
 
 
 # Losses

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from thingstuff.ops import upsample
-from thingstuff.ops.upsample import resize_soft, upsample_crops, upsample_labels, upsample_logits, upsample_tiles
+from thingstuff.ops.upsample import resize_soft, tiles, upsample_crops, upsample_labels, upsample_logits
 
 
 def _blobs(count: int, height: int, width: int) -> torch.Tensor:
@@ -93,10 +93,13 @@ def test_tiles_make_up_what_torch_gives_for_the_whole(monkeypatch, steps) -> Non
     for size, (height, width) in steps:
         expected = functional.interpolate(expected[None], size=size, mode="bilinear", align_corners=False)[0, :, :height, :width]
     found, times = torch.zeros_like(expected), torch.zeros(expected.shape[1:])
-    for rows, columns, tile in upsample_tiles(logits, steps):
-        found[:, rows, columns] = tile
-        times[rows, columns] += 1
-        assert tile[0].numel() <= 640
+    for tile in tiles(logits, steps):
+        cells = tile.below(logits)
+        enlarged = tile.enlarge(cells)
+        found[:, tile.rows, tile.columns] = enlarged
+        times[tile.rows, tile.columns] += 1
+        assert enlarged[0].numel() <= 640
+        assert (enlarged.amax(dim=(1, 2)) <= cells.amax(dim=(1, 2)) + 1e-5).all()
     assert (times == 1).all()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

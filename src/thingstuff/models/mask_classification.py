@@ -22,7 +22,7 @@ from torch.nn import functional
 from thingstuff.errors import ConfigError
 from thingstuff.models.contract import Model, Task
 from thingstuff.ops.matching import match_hungarian
-from thingstuff.ops.upsample import Step, resize_soft, upsample_logits, upsample_tiles
+from thingstuff.ops.upsample import SLACK, Step, resize_soft, tiles, upsample_logits
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import ImageSize, Targets
 from thingstuff.structures.masks import Mask
@@ -171,12 +171,26 @@ class MaskClassifier(Model):
             maps = torch.einsum("qc,qhw->chw", probabilities, maps)
         labels = np.empty(size.original, np.int16)
         shares = np.zeros(self.config.classes)
-        for rows, columns, tile in upsample_tiles(maps, steps):
-            if not self._as_hugging_face:
-                tile = torch.einsum("qc,qhw->chw", probabilities, tile.sigmoid_())
-            best, which = tile.max(dim=0)
-            labels[rows, columns] = which.cpu().numpy()
-            share = (best / tile.sum(dim=0).clamp(min=1e-6)).flatten().double()
+        of_query = probabilities.sum(dim=1)  # all classes together
+        for tile in tiles(maps, steps):
+            cells = tile.below(maps)
+            least, most = cells.flatten(1).aminmax(dim=1)
+            if self._as_hugging_face:
+                cannot_win = most < least.max() - SLACK
+            else:
+                least, most = (least - SLACK).sigmoid(), (most + SLACK).sigmoid()
+                cannot_win = most @ probabilities < (least @ probabilities).max() - SLACK
+            classes = (~cannot_win).nonzero().squeeze(1)
+            if self._as_hugging_face:
+                sums, total = tile.enlarge(cells[classes]), tile.enlarge(cells.sum(dim=0, keepdim=True))[0]
+            else:
+                masks = tile.enlarge(cells).sigmoid_()
+                sums = torch.einsum("qc,qhw->chw", probabilities[:, classes], masks)
+                total = torch.einsum("q,qhw->hw", of_query, masks)
+            best, which = sums.max(dim=0)
+            which = classes[which]
+            labels[tile.rows, tile.columns] = which.cpu().numpy()
+            share = (best / total.clamp(min=1e-6)).flatten().double()
             shares += torch.bincount(which.flatten(), weights=share, minlength=len(shares)).cpu().numpy()
         areas = np.bincount(labels.ravel(), minlength=len(shares))
         found = np.flatnonzero(areas)
@@ -366,16 +380,27 @@ def share_out(
     claimed = np.full(size, VOID, np.int16)
     won, own = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
     as_hugging_face = how.convention is Convention.HUGGING_FACE
-    for rows, columns, tile in upsample_tiles(maps, steps) if count else ():
-        probabilities = tile if as_hugging_face else tile.sigmoid_()
-        claims = probabilities * scores[:, None, None]
+    for tile in tiles(maps, steps) if count else ():
+        cells = tile.below(maps)
+        least, most = cells.flatten(1).aminmax(dim=1)
+        if not as_hugging_face:
+            least, most = (least - SLACK).sigmoid(), (most + SLACK).sigmoid()
+        most_claimed = most * scores
+        # the others can't win a pixel here and have none of their own mask
+        inside_somewhere = (most_claimed if as_hugging_face else most) >= mask - SLACK
+        cannot_win = most_claimed < (least * scores).max() - SLACK
+        here = (~cannot_win | inside_somewhere).nonzero().squeeze(1)
+        values = tile.enlarge(cells[here])
+        probabilities = values if as_hugging_face else values.sigmoid_()
+        claims = probabilities * scores[here, None, None]
         which = claims.argmax(dim=0)
         inside = (claims if as_hugging_face else probabilities) >= mask
-        own += inside.flatten(1).sum(dim=1).cpu()
-        won += torch.bincount(which.flatten(), minlength=count).cpu()
+        queries = here[which]
+        own[here.cpu()] += inside.flatten(1).sum(dim=1).cpu()
+        won += torch.bincount(queries.flatten(), minlength=count).cpu()
         if how.only_sure and not as_hugging_face:
-            which = torch.where(inside.gather(0, which[None])[0], which, VOID)
-        claimed[rows, columns] = which.to(torch.int16).cpu().numpy()
+            queries = torch.where(inside.gather(0, which[None])[0], queries, VOID)
+        claimed[tile.rows, tile.columns] = queries.short().cpu().numpy()
     return SharedOut(claimed, won.numpy(), own.numpy())
 
 

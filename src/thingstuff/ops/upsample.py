@@ -6,6 +6,7 @@ mask at image size = down @ mask @ across. A resized pixel is a mean of cells: i
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 STRIP_BYTES = 2**20  # float32 rows computed at a time
-TILE_BYTES = 2**24  # of all maps on one tile in float32; whoever works on it holds a few times as much
-TILE_WIDTH = 512  # pixels: what a few cells spread over, so that the matrices stay small
+TILE_BYTES = 2**22  # of all maps on one tile in float32: small enough for a processor's cache
+TILE_WIDTH = 256  # pixels: what a few cells spread over, so that few maps differ within a tile
+SLACK = 1e-3  # by how much a mean may lie outside of what it is a mean of, through rounding
 
 Step = tuple[tuple[int, int], tuple[int, int]]  # resize to this (height, width), then keep the top left (height, width)
 
@@ -39,22 +41,37 @@ def upsample_logits(
     yield from _crops(logits, steps, 0.0, measured=True)
 
 
-def upsample_tiles(
-    maps: Float[Tensor, "maps height width"], steps: Sequence[Step]
-) -> Iterator[tuple[slice, slice, Float[Tensor, "maps _ _"]]]:
-    """All maps at image size, a tile of it at a time: (rows, columns, the maps there). See `upsample_crops` for the steps."""
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A rectangle of the image, and the cells of the maps that its pixels are means of."""
+
+    rows: slice  # of the image
+    columns: slice
+    cells: tuple[slice, slice]  # rows and columns of the maps
+    down: Float[Tensor, "pixels_down cells_down"]
+    across: Float[Tensor, "pixels_across cells_across"]
+
+    def below(self, maps: Float[Tensor, "maps height width"]) -> Float[Tensor, "maps cells_down cells_across"]:
+        """The cells: what the tile shows lies between their least and their greatest value."""
+        return maps[:, self.cells[0], self.cells[1]]
+
+    def enlarge(self, cells: Float[Tensor, "maps cells_down cells_across"]) -> Float[Tensor, "maps pixels_down pixels_across"]:
+        return self.down @ cells @ self.across.T
+
+
+def tiles(maps: Float[Tensor, "maps height width"], steps: Sequence[Step]) -> Iterator[Tile]:
+    """The image in rectangles so small that all maps on one of them take `TILE_BYTES`. See `upsample_crops` for the steps."""
     down, across = (
         torch.from_numpy(_weights(cells, [(size[axis], kept[axis]) for size, kept in steps])).to(maps.device)
         for axis, cells in enumerate(maps.shape[1:])
     )
     height, width = len(down), len(across)
     rows = max(1, TILE_BYTES // (4 * max(len(maps), 1) * min(width, TILE_WIDTH)))
-    columns_of = [_banded(across, slice(left, min(left + TILE_WIDTH, width))) for left in range(0, width, TILE_WIDTH)]
+    columns = [_banded(across, slice(left, min(left + TILE_WIDTH, width))) for left in range(0, width, TILE_WIDTH)]
     for top in range(0, height, rows):
         row, used_rows, weights_down = _banded(down, slice(top, min(top + rows, height)))
-        strip = weights_down @ maps[:, used_rows]  # maps pixels_of_the_strip cells
-        for column, used_columns, weights_across in columns_of:
-            yield row, column, strip[..., used_columns] @ weights_across.T
+        for column, used_columns, weights_across in columns:
+            yield Tile(row, column, (used_rows, used_columns), weights_down, weights_across)
 
 
 def upsample_labels(
@@ -62,12 +79,17 @@ def upsample_labels(
 ) -> Int16[Tensor, "new_height new_width"]:
     """The class whose logit is largest in each pixel at image size, the first of equal ones. See `upsample_crops` for the steps.
 
-    At image size the logits take 4 bytes a pixel and class, 2.6 GB for 54 classes and 12 megapixels; one tile of them exists.
+    At image size the logits take 4 bytes a pixel and class, 2.6 GB for 54 classes and 12 megapixels; one tile of them exists, of
+    those classes that may be largest somewhere in it.
     """
     height, width = steps[-1][1]
     labels = torch.empty((height, width), dtype=torch.int16, device=logits.device)
-    for rows, columns, tile in upsample_tiles(logits.float(), steps):
-        labels[rows, columns] = tile.max(dim=0).indices
+    for tile in tiles(logits, steps):
+        cells = tile.below(logits).float()
+        known = cells.flatten(1)
+        # a class that is below another everywhere in these cells is so in every mean of them; the slack is for rounding
+        may_win = (~(known.amax(dim=1) < known.amin(dim=1).max() - SLACK)).nonzero().squeeze(1)  # of NaN anything may be
+        labels[tile.rows, tile.columns] = may_win[tile.enlarge(cells[may_win]).max(dim=0).indices].short()
     return labels
 
 
