@@ -1,7 +1,11 @@
 """Mask2Former: shapes, masked attention, segments of each task and losses checked by hand, gradients, empty images, export."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -528,6 +532,33 @@ def test_export_keeps_the_predictions() -> None:
         expected = model(image)
     torch.testing.assert_close(exported.class_logits, expected.class_logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(exported.mask_embeddings, expected.mask_embeddings, atol=1e-4, rtol=1e-4)
+
+
+TRACED = """
+import torch
+from torch.export import Dim, export
+from thingstuff.models.catalog import CATALOG
+
+model_class, config, _ = CATALOG["mask2former-tiny"]
+torch.manual_seed(0)
+model, image, other = model_class(config).eval(), torch.randn(2, 3, 64, 96), torch.randn(1, 3, 96, 128)
+with torch.no_grad():
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    exported = export(model, (image,), dynamic_shapes={"images": {0: Dim("batch", min=1), 2: Dim.AUTO, 3: Dim.AUTO}}).module()
+    for traced, images in ((compiled, image), (exported, image), (exported, other)):
+        found, expected = traced(images), model(images)
+        torch.testing.assert_close(found.class_logits, expected.class_logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.mask_embeddings, expected.mask_embeddings, atol=1e-4, rtol=1e-4)
+"""
+
+
+def test_it_compiles_as_one_graph_and_exports_with_any_sizes(tmp_path: Path) -> None:
+    # in a process of its own: tracing cannot pass through the shape checker that the other tests run under
+    script = tmp_path / "traced.py"
+    script.write_text(TRACED)
+    without_checker = {**os.environ, "JAXTYPING_DISABLE": "1"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=without_checker, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "convnext_atto", "regnetx_002"])

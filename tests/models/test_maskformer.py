@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.export import Dim
 
 from thingstuff.errors import ConfigError
 from thingstuff.models.catalog import MASKFORMER_TINY
@@ -119,14 +120,15 @@ def test_a_batch_of_two_equals_two_batches_of_one(task: Task) -> None:
             np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-4)
 
 
-def test_export_keeps_the_predictions() -> None:
+def test_an_export_keeps_the_predictions_at_other_sizes() -> None:
     model = _model(**WITH_ENCODER).eval()
-    image = torch.randn(1, 3, 64, 96)
+    sizes = {"images": {0: Dim("batch", min=1), 2: Dim.AUTO, 3: Dim.AUTO}}
     with torch.no_grad():
-        exported = torch.export.export(model, (image,)).module()(image)
-        expected = model(image)
-    torch.testing.assert_close(exported.class_logits, expected.class_logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(exported.mask_embeddings, expected.mask_embeddings, atol=1e-4, rtol=1e-4)
+        exported = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=sizes).module()
+        image = torch.randn(1, 3, 96, 128)
+        found, expected = exported(image), model(image)
+    torch.testing.assert_close(found.class_logits, expected.class_logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.mask_embeddings, expected.mask_embeddings, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

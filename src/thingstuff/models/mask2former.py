@@ -125,8 +125,9 @@ class DeformableAttention(nn.Module):
     ) -> Float[Tensor, "batch cells channels"]:
         queries = x + positions
         shape = (self.heads, LEVELS, self.points)
-        side = torch.tensor([[width, height] for height, width in sizes], dtype=centres.dtype, device=x.device)
-        offsets = self.offsets(queries).unflatten(2, (*shape, 2)) / side[:, None]  # levels 1 (x y)
+        # torch.full, since a size that is only known when the exported network runs can't be in torch.tensor
+        side = [torch.stack([centres.new_full((), width), centres.new_full((), height)]) for height, width in sizes]
+        offsets = self.offsets(queries).unflatten(2, (*shape, 2)) / torch.stack(side)[:, None]  # levels 1 (x y)
         weights = self.weights(queries).unflatten(2, (self.heads, -1)).softmax(dim=3).unflatten(3, shape[1:])
         values = self.values(x).unflatten(2, (self.heads, -1))
         sums = deformable_attention(values, sizes, centres[:, None, None, None] + offsets, weights)
@@ -191,10 +192,12 @@ class PixelDecoder(nn.Module):
         return mixed, self.pixel_embeddings(functional.relu(self.output(lateral + enlarged)))
 
 
-def _cell_centres(x: Float[Tensor, "batch _ height width"]) -> Float[Tensor, "cells 2"]:
+def _cell_centres(like: Float[Tensor, "batch _ height width"]) -> Float[Tensor, "cells 2"]:
     """x y of each cell's centre as shares of the map."""
-    y, x_ = ((torch.arange(count, device=x.device, dtype=torch.float32) + 0.5) / count for count in (x.shape[2], x.shape[3]))
-    return torch.stack([x_.expand(len(y), -1), y[:, None].expand(-1, len(x_))], dim=2).flatten(0, 1)
+    height, width = like.shape[2:]
+    y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
+    x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=2).flatten(0, 1)
 
 
 # The decoder
@@ -275,7 +278,7 @@ class Decoder(nn.Module):
             functional.interpolate(pixel_embeddings, size=x.shape[-2:], mode="bilinear", align_corners=False).flatten(2)
             for x in maps
         ]
-        queries = self.queries.expand(len(pixel_embeddings), -1, -1)
+        queries = self.queries.expand(pixel_embeddings.shape[0], -1, -1)
         class_logits, mask_embeddings = [], []
         for number in range(len(self.layers) + 1):
             normed = self.norm(queries)

@@ -257,7 +257,7 @@ class MaskClassifier(Model):
     # Losses
 
     def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
-        """ "class", "mask" and "dice", unweighted: of every layer of the decoder, summed (deep supervision).
+        """The terms "class", "mask" and "dice", unweighted: of every layer of the decoder, summed (deep supervision).
 
         Each layer is matched by itself, at the costs that the losses have with their weights. Every target is a segment, of a
         thing or of stuff; crowds, and targets whose mask was cut away, are left out. "mask" and "dice" are means over the masks
@@ -301,7 +301,7 @@ class MaskClassifier(Model):
     def mask_losses(
         self, logits: Float[Tensor, "masks height width"], masks: Bool[Tensor, "masks _ _"], padded: tuple[int, int]
     ) -> tuple[Float[Tensor, " masks"], Float[Tensor, " masks"]]:
-        """ "mask" and "dice" of each matched query."""
+        """The terms "mask" and "dice" of each matched query."""
 
     @torch.no_grad()
     def _costs(

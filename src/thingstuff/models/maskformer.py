@@ -151,7 +151,7 @@ class Decoder(nn.Module):
     ) -> Predictions:
         memory = self.input(memory)
         pixels, positions = memory.flatten(2).transpose(1, 2), sine_positions(memory, memory.shape[1])
-        queries = torch.zeros_like(self.query_positions).expand(len(memory), -1, -1)
+        queries = torch.zeros_like(self.query_positions).expand(memory.shape[0], -1, -1)
         class_logits, mask_embeddings = [], []
         for layer in self.layers:
             queries = layer(queries, self.query_positions, pixels, positions)
