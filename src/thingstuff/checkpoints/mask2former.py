@@ -4,6 +4,7 @@ Unlike detectron2's own networks these read RGB, divide by ImageNet's std and ha
 convolution (configs/coco/panoptic-segmentation/Base-COCO-PanopticSegmentation.yaml of the authors).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -128,7 +129,8 @@ _MASKFORMER = (
 
 
 def detect(tensors: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith(("sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.")) for key in tensors)
+    # the predictor is a module of many; Panoptic FPN's, in detectron2's files, is one convolution of that name
+    return any(re.match(r"sem_seg_head\.(pixel_decoder|predictor\.\w+)\.", key) for key in tensors)
 
 
 def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) -> Description:
