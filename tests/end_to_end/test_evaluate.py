@@ -193,3 +193,15 @@ def test_a_model_of_objects_is_judged_on_the_things_of_panoptic_maps(rooms: Path
     assert set(result["per_class"]) == {"disk"}
     assert run("evaluate", "--model", tiny_model, "--data", rooms / "data", "--task", "panoptic") == 2
     assert "gives instance segments, not 'panoptic'" in capsys.readouterr().err
+
+
+def test_neither_truth_nor_predictions_are_written_over(shapes: Path, tmp_path: Path, capsys):
+    (tmp_path / "p.json").write_text(json.dumps(predictions(shapes)))
+    words = ("evaluate", "--predictions", tmp_path / "p.json", "--data", shapes, "--split", "val")
+    for file in (tmp_path / "p.json", shapes / "instances_val.json"):
+        before = file.read_bytes()
+        assert run(*words, "--out", file) == 2
+        assert "was not written by evaluate" in capsys.readouterr().err
+        assert file.read_bytes() == before
+    assert run(*words, "--out", tmp_path / "result.json") == 0
+    assert run(*words, "--out", tmp_path / "result.json") == 0, "an earlier result may be replaced"

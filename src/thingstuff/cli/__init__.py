@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="thingstuff",
-        description="Instance segmentation from the command line: find objects, measure how well, train on your own data.",
+        description="Instance, panoptic and semantic segmentation: find objects, measure how well, train on your own data.",
         epilog="`thingstuff COMMAND --help` explains a command. Exit codes: 0 done, 1 some inputs failed, 2 wrong use.",
     )
     parser.add_argument("--version", action="version", version=f"thingstuff {__version__}")

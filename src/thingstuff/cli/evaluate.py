@@ -72,6 +72,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or (None if arguments.json else OUT)
     as_file = out is not None and out.suffix.lower() == ".json" and not out.is_dir()
+    if out is not None and as_file and out.is_file() and not _is_ours(out):
+        raise ConfigError(f"{shown(out)} is there and was not written by evaluate; give another file to --out")
     if out is not None and not as_file:
         make_folder(out)
     if arguments.compare:
@@ -92,6 +94,15 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     else:
         print(judged.table + (f"\n\nreport: {shown(page.absolute())}" if page else ""))
     return 1 if judged.failed else 0
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is the result of an earlier evaluation or comparison, or empty: never a truth or predictions."""
+    try:
+        content = json.loads(path.read_bytes() or b"{}")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and not content.keys() & {"images", "annotations", "categories", "segments"}
 
 
 def _judge(arguments: argparse.Namespace) -> Judged:
