@@ -60,7 +60,12 @@ def test_wrong_words_exit_with_2_and_say_why(capsys, words, message):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "message"), [(KeyboardInterrupt(), 130, "interrupted"), (MemoryError(), 1, "out of memory")]
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "out of memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+    ],
 )
 def test_what_stops_the_work_ends_in_words(capsys, monkeypatch, error, code, message):
     def stop(*_: object) -> None:

@@ -48,3 +48,9 @@ def test_the_learning_rate_goes_with_the_square_root_of_the_images_an_update_see
 def test_numbers_outside_their_range_are_refused_by_name(change: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         replace(RECIPE, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_torch_does_not_take_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match=r"seed must be from 0 to below 2\*\*63"):
+        Recipe(data="d", model="m", out="o", seed=seed)

@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("thingstuff: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError" and not isinstance(
-            error, MemoryError
-        ):  # torch's, known without importing it
+        # the first is torch's, known without importing it; its CPU allocator has none of its own
+        names_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        if not names_memory and not isinstance(error, MemoryError):
             raise
         print("thingstuff: out of memory; try a smaller --batch-size, smaller images or another --device", file=sys.stderr)
         return SOME_FAILED

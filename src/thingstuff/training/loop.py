@@ -226,7 +226,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _seed_of(seed: int, step: int, part: int, process: int) -> int:
-    return (seed * 1_000_003 + step) * 1009 + part * 101 + process
+    return ((seed * 1_000_003 + step) * 1009 + part * 101 + process) % 2**63  # what torch takes as a seed
 
 
 def _finite(terms: dict[str, Tensor], targets: list[Targets], step: int) -> dict[str, float]:

@@ -62,6 +62,8 @@ class Recipe:
         for name in ("warmup", "weight_decay", "pictures", "workers", "cache_megabytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be from 0 to below 2**63, got {self.seed}")
         for name in ("learning_rate", "clip_gradient"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a number above 0, got {getattr(self, name)}")
