@@ -17,7 +17,8 @@ from thingstuff.models.catalog import CATALOG, MASK_RCNN_TINY
 from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN, Sampling, Thresholds
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
+
+from .scenes import image_sizes, rectangles
 
 THREE = Categories.numbered(3)
 LOW = Thresholds(proposals_per_level=50, proposals=50, score=0.0, detections=20)
@@ -26,26 +27,6 @@ LOW = Thresholds(proposals_per_level=50, proposals=50, score=0.0, detections=20)
 def _model(**changes: object) -> MaskRCNN:
     torch.manual_seed(0)
     return MaskRCNN(replace(MASK_RCNN_TINY, **changes))  # type: ignore[arg-type]
-
-
-def _targets(
-    boxes: list[list[float]], classes: list[int], crowd: list[bool] | None = None, size: tuple[int, int] = (64, 96)
-) -> Targets:
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[int(y1) : int(y2), int(x1) : int(x2)] = True
-    return Targets(
-        image_id=1,
-        size=size,
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        classes=torch.tensor(classes, dtype=torch.int64),
-        masks=masks,
-        is_crowd=torch.tensor(crowd or [False] * len(boxes), dtype=torch.bool),
-    )
-
-
-def _sizes(count: int = 1, input_: tuple[int, int] = (64, 96), original: tuple[int, int] = (64, 96)) -> list[ImageSize]:
-    return [ImageSize(input=input_, original=original)] * count
 
 
 def test_predictions_hold_five_levels_with_their_anchors() -> None:
@@ -61,7 +42,7 @@ def test_predictions_hold_five_levels_with_their_anchors() -> None:
 def test_segments_are_in_pixels_of_the_original_image_by_descending_score() -> None:
     model = _model().eval()
     predictions = model(torch.randn(1, 3, 64, 96))
-    (segments,) = model.segments(predictions, _sizes(original=(128, 192)), THREE, LOW)
+    (segments,) = model.segments(predictions, image_sizes(original=(128, 192)), THREE, LOW)
     assert len(segments) == 20
     assert segments.size == (128, 192)
     assert (np.diff(segments.scores) <= 0).all()
@@ -78,30 +59,30 @@ def test_segments_are_in_pixels_of_the_original_image_by_descending_score() -> N
 def test_a_batch_of_two_equals_two_batches_of_one() -> None:
     model = _model().eval()
     images = torch.randn(2, 3, 64, 96)
-    together = model.segments(model(images), _sizes(2), THREE, LOW)
+    together = model.segments(model(images), image_sizes(2), THREE, LOW)
     for image, expected in zip(images, together, strict=True):
-        (alone,) = model.segments(model(image[None]), _sizes(), THREE, LOW)
+        (alone,) = model.segments(model(image[None]), image_sizes(), THREE, LOW)
         np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-5)
         np.testing.assert_allclose(alone.boxes, expected.boxes, atol=1e-3)
 
 
 def test_nothing_found_is_an_ordinary_result() -> None:
     model = _model().eval()
-    (segments,) = model.segments(model(torch.zeros(1, 3, 64, 96)), _sizes(), THREE, Thresholds(score=0.999999))
+    (segments,) = model.segments(model(torch.zeros(1, 3, 64, 96)), image_sizes(), THREE, Thresholds(score=0.999999))
     assert len(segments) == 0
     assert segments.size == (64, 96)
 
 
 def test_an_input_without_pixels_in_it_but_one_works() -> None:
     model = _model().eval()
-    (segments,) = model.segments(model(torch.zeros(1, 3, 32, 32)), _sizes(input_=(1, 1), original=(1, 1)), THREE, LOW)
+    (segments,) = model.segments(model(torch.zeros(1, 3, 32, 32)), image_sizes(input_=(1, 1), original=(1, 1)), THREE, LOW)
     assert segments.size == (1, 1)
 
 
 def test_every_trained_parameter_gets_a_gradient() -> None:
     model = _model().train()
     losses = model.losses(
-        torch.randn(2, 3, 64, 96), [_targets([[8, 8, 40, 40], [50, 20, 90, 60]], [0, 2]), _targets([[0, 0, 30, 30]], [1])]
+        torch.randn(2, 3, 64, 96), [rectangles([[8, 8, 40, 40], [50, 20, 90, 60]], [0, 2]), rectangles([[0, 0, 30, 30]], [1])]
     )
     assert set(losses) == {"rpn_objectness", "rpn_box", "class", "box", "mask"}
     torch.stack(list(losses.values())).sum().backward()
@@ -114,15 +95,15 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
 )
 def test_variants_of_the_heads_train_and_predict(changes: dict[str, object]) -> None:
     model = _model(**changes)
-    losses = model.train().losses(torch.randn(1, 3, 64, 96), [_targets([[8, 8, 40, 40]], [2])])
+    losses = model.train().losses(torch.randn(1, 3, 64, 96), [rectangles([[8, 8, 40, 40]], [2])])
     assert all(loss.isfinite() for loss in losses.values())
     model.eval()
-    assert len(model.segments(model(torch.randn(1, 3, 64, 96)), _sizes(), THREE, LOW)[0]) == 20
+    assert len(model.segments(model(torch.randn(1, 3, 64, 96)), image_sizes(), THREE, LOW)[0]) == 20
 
 
 def test_an_image_without_objects_trains_the_background_alone() -> None:
     model = _model().train()
-    losses = model.losses(torch.randn(1, 3, 64, 96), [_targets([], [])])
+    losses = model.losses(torch.randn(1, 3, 64, 96), [rectangles([], [])])
     torch.stack(list(losses.values())).sum().backward()
     assert losses["class"] > 0
     assert losses["rpn_objectness"] > 0
@@ -130,13 +111,13 @@ def test_an_image_without_objects_trains_the_background_alone() -> None:
 
 
 def test_an_image_with_crowds_alone_has_nothing_positive() -> None:
-    losses = _model().train().losses(torch.randn(1, 3, 64, 96), [_targets([[0, 0, 96, 64]], [1], crowd=[True])])
+    losses = _model().train().losses(torch.randn(1, 3, 64, 96), [rectangles([[0, 0, 96, 64]], [1], crowd=[True])])
     assert losses["rpn_box"] == losses["box"] == losses["mask"] == 0
 
 
 def test_what_lies_in_a_crowd_is_no_negative() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [40, 40, 50, 50], [5, 0, 15, 10]])
-    target = _targets([[0, 0, 10, 20], [40, 40, 50, 50]], [0, 0], crowd=[True, False])
+    target = rectangles([[0, 0, 10, 20], [40, 40, 50, 50]], [0, 0], crowd=[True, False])
     labels, matched = mask_rcnn._match(boxes, target, 0.3, 0.7, 0.5, keep_best=True)
     # the first lies in the crowd whole, the third by half; the second is the other object itself
     assert labels.tolist() == [-1, 1, -1]
@@ -145,7 +126,7 @@ def test_what_lies_in_a_crowd_is_no_negative() -> None:
 
 def test_anchors_between_the_thresholds_are_ignored_but_an_objects_best_is_kept() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 2], [60, 0, 66, 10]])
-    target = _targets([[0, 0, 10, 10], [60, 0, 70, 10]], [0, 1])
+    target = rectangles([[0, 0, 10, 10], [60, 0, 70, 10]], [0, 1])
     # IoU with the first object: 1, 0.5, 0.2, 0; with the second: 0, 0, 0, 0.6, which is its best
     labels, matched = mask_rcnn._match(boxes, target, 0.3, 0.7, 0.5, keep_best=True)
     assert labels.tolist() == [1, -1, 0, 1]
@@ -181,7 +162,7 @@ def test_losses_of_a_known_case_add_up_by_hand(monkeypatch: pytest.MonkeyPatch) 
         ):
             layer.weight.zero_()
             layer.bias.zero_()  # type: ignore[union-attr]
-    losses = model.losses(torch.randn(1, 3, 64, 96), [_targets([[8, 8, 40, 40]], [1])])
+    losses = model.losses(torch.randn(1, 3, 64, 96), [rectangles([[8, 8, 40, 40]], [1])])
     assert losses["rpn_objectness"].item() == pytest.approx(math.log(2), abs=1e-6)
     assert losses["class"].item() == pytest.approx(math.log(4), abs=1e-6)  # three classes and background
     assert losses["mask"].item() == pytest.approx(math.log(2), abs=1e-6)
@@ -191,7 +172,7 @@ def test_overfitting_one_image_finds_its_objects() -> None:
     model = _model(classes=2).train()
     image = torch.zeros(1, 3, 64, 96)
     image[:, :, 10:40, 10:40], image[:, :, 20:60, 50:90] = 2.0, -2.0
-    target = _targets([[10, 10, 40, 40], [50, 20, 90, 60]], [0, 1])
+    target = rectangles([[10, 10, 40, 40], [50, 20, 90, 60]], [0, 1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(160):
         torch.manual_seed(step)
@@ -203,7 +184,7 @@ def test_overfitting_one_image_finds_its_objects() -> None:
     for norm in model.modules():  # 160 steps are too few for running statistics
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.train()
-    (segments,) = model.segments(model(image), _sizes(), Categories.numbered(2), Thresholds(score=0.5))
+    (segments,) = model.segments(model(image), image_sizes(), Categories.numbered(2), Thresholds(score=0.5))
     assert sorted(segments.classes.tolist()) == [0, 1]
     for segment in segments:
         truth = target.masks[segment.category.id - 1].numpy()
@@ -260,12 +241,12 @@ def _cuda() -> bool:
 def test_forward_losses_and_segments_on_cuda_equal_the_cpu() -> None:
     model = _model().eval()
     images = torch.randn(2, 3, 64, 96)
-    targets = [_targets([[8, 8, 40, 40]], [0]), _targets([], [])]
+    targets = [rectangles([[8, 8, 40, 40]], [0]), rectangles([], [])]
     expected: Tensor = model(images).levels[0]
-    here = model.segments(model(images), _sizes(2), THREE, LOW)
+    here = model.segments(model(images), image_sizes(2), THREE, LOW)
     model.cuda()
     torch.testing.assert_close(model(images.cuda()).levels[0].cpu(), expected, rtol=1e-3, atol=1e-3)
-    there = model.segments(model(images.cuda()), _sizes(2), THREE, LOW)
+    there = model.segments(model(images.cuda()), image_sizes(2), THREE, LOW)
     np.testing.assert_allclose(there[0].scores, here[0].scores, atol=1e-3)
     losses = model.train().losses(images.cuda(), [target.to("cuda") for target in targets])
     torch.stack(list(losses.values())).sum().backward()

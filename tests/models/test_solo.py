@@ -14,7 +14,9 @@ from thingstuff.models.catalog import CATALOG, DECOUPLED_SOLO_TINY, SOLO_TINY, S
 from thingstuff.models.solo import SOLO, GridConfig, SOLOConfig, Thresholds, assign_grid_cells, cell_scores, local_maxima
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
+from thingstuff.structures.images import Targets
+
+from .scenes import image_sizes, rectangles
 
 THREE = Categories.numbered(3)
 CONFIGS = {
@@ -41,26 +43,6 @@ def _last_layers(model: Any) -> list[Any]:
     if isinstance(model, SOLOv2):
         return [model.categories, model.kernels]
     return [model.categories, *(model.kernels if isinstance(model, SOLO) else [*model.columns, *model.rows])]
-
-
-def _targets(
-    boxes: list[list[float]], classes: list[int], crowd: list[bool] | None = None, size: tuple[int, int] = (64, 96)
-) -> Targets:
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[int(y1) : math.ceil(y2), int(x1) : math.ceil(x2)] = True
-    return Targets(
-        image_id=1,
-        size=size,
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        classes=torch.tensor(classes, dtype=torch.int64),
-        masks=masks,
-        is_crowd=torch.tensor(crowd or [False] * len(boxes), dtype=torch.bool),
-    )
-
-
-def _sizes(count: int = 1, input_: tuple[int, int] = (64, 96), original: tuple[int, int] = (64, 96)) -> list[ImageSize]:
-    return [ImageSize(input=input_, original=original)] * count
 
 
 def _grids(target: Targets, padded: tuple[int, int], **changes: Any) -> list[torch.Tensor]:
@@ -143,7 +125,7 @@ def test_cells_are_numbered_level_by_level_row_by_row() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_segments_are_in_pixels_of_the_original_image_by_descending_score(name: str) -> None:
     model = _model(name).eval()
-    (segments,) = model.segments(model(torch.randn(1, 3, 64, 96)), _sizes(original=(128, 192)), THREE, LOW)
+    (segments,) = model.segments(model(torch.randn(1, 3, 64, 96)), image_sizes(original=(128, 192)), THREE, LOW)
     assert 0 < len(segments) <= 20
     assert segments.size == (128, 192)
     assert (np.diff(segments.scores) <= 0).all()
@@ -157,9 +139,9 @@ def test_segments_are_in_pixels_of_the_original_image_by_descending_score(name: 
 def test_a_batch_of_two_equals_two_batches_of_one(name: str) -> None:
     model = _model(name).eval()
     images = torch.randn(2, 3, 64, 96)
-    together = model.segments(model(images), _sizes(2), THREE, LOW)
+    together = model.segments(model(images), image_sizes(2), THREE, LOW)
     for image, expected in zip(images, together, strict=True):
-        (alone,) = model.segments(model(image[None]), _sizes(), THREE, LOW)
+        (alone,) = model.segments(model(image[None]), image_sizes(), THREE, LOW)
         np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-5)
 
 
@@ -168,9 +150,9 @@ def test_a_higher_score_gives_the_beginning_of_the_same_list(name: str) -> None:
     model = _model(name).eval()
     predictions = model(torch.randn(1, 3, 64, 96))
     limits = replace(LOW, detections=1000, candidates=100_000)
-    (everything,) = model.segments(predictions, _sizes(), THREE, limits)
+    (everything,) = model.segments(predictions, image_sizes(), THREE, limits)
     middle = float(everything.scores[len(everything) // 2])
-    (half,) = model.segments(predictions, _sizes(), THREE, replace(limits, score=middle))
+    (half,) = model.segments(predictions, image_sizes(), THREE, replace(limits, score=middle))
     assert len(half) == (everything.scores > middle).sum()
     np.testing.assert_allclose(half.scores, everything.scores[: len(half)], atol=1e-6)
 
@@ -178,7 +160,7 @@ def test_a_higher_score_gives_the_beginning_of_the_same_list(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_nothing_found_is_an_ordinary_result(name: str) -> None:
     model = _model(name).eval()
-    (segments,) = model.segments(model(torch.zeros(1, 3, 64, 96)), _sizes(), THREE, Thresholds(score=0.9999))
+    (segments,) = model.segments(model(torch.zeros(1, 3, 64, 96)), image_sizes(), THREE, Thresholds(score=0.9999))
     assert len(segments) == 0
     assert segments.size == (64, 96)
 
@@ -186,7 +168,7 @@ def test_nothing_found_is_an_ordinary_result(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_input_without_pixels_in_it_but_one_works(name: str) -> None:
     model = _model(name).eval()
-    (segments,) = model.segments(model(torch.zeros(1, 3, 32, 32)), _sizes(input_=(1, 1), original=(1, 1)), THREE, LOW)
+    (segments,) = model.segments(model(torch.zeros(1, 3, 32, 32)), image_sizes(input_=(1, 1), original=(1, 1)), THREE, LOW)
     assert segments.size == (1, 1)
 
 
@@ -196,7 +178,7 @@ def test_masks_without_a_pixel_in_the_image_are_dropped_unless_asked_for() -> No
         model = _model("solov2", drop_empty=drop_empty).eval()
         torch.manual_seed(1)
         predictions = model(torch.randn(1, 3, 64, 96))
-        (segments,) = model.segments(predictions, _sizes(input_=(1, 1), original=(1, 1)), THREE, LOW)
+        (segments,) = model.segments(predictions, image_sizes(input_=(1, 1), original=(1, 1)), THREE, LOW)
         counts.append(len(segments))
         assert (segments.areas == 0).any() != drop_empty
     assert counts[0] < counts[1]
@@ -228,7 +210,7 @@ def test_a_small_mask_is_dropped_by_the_stride_of_its_level() -> None:
 
 def test_an_object_has_the_cells_in_the_middle_of_its_box() -> None:
     # 160 x 160 pixels, 16 cells a side of 10 pixels; centre (45, 75), reach 0.1 * 40 = 4 across, 0.1 * 110 = 11 down
-    levels = _grids(_targets([[25, 20, 65, 130]], [0], size=(160, 160)), (160, 160), grids=(16, 16, 16, 16, 16))
+    levels = _grids(rectangles([[25, 20, 65, 130]], [0], size=(160, 160)), (160, 160), grids=(16, 16, 16, 16, 16))
     rows, columns = (levels[0] == 0).nonzero().unbind(1)
     assert sorted(set(rows.tolist())) == [6, 7, 8]  # 64 to 86
     assert sorted(set(columns.tolist())) == [4]  # 41 to 49
@@ -237,26 +219,26 @@ def test_an_object_has_the_cells_in_the_middle_of_its_box() -> None:
 
 def test_at_most_one_cell_beyond_the_centres_own() -> None:
     (level, *_) = _grids(
-        _targets([[0, 0, 160, 160]], [0], size=(160, 160)), (160, 160), grids=(32, 1, 1, 1, 1), scale_ranges=((1.0, 999.0),) * 5
+        rectangles([[0, 0, 160, 160]], [0], size=(160, 160)), (160, 160), grids=(32, 1, 1, 1, 1), scale_ranges=((1.0, 999.0),) * 5
     )
     assert (level == 0).nonzero().tolist() == [[row, column] for row in (15, 16, 17) for column in (15, 16, 17)]
 
 
 def test_an_object_smaller_than_a_cell_has_one_cell() -> None:
-    levels = _grids(_targets([[31, 31, 32, 32]], [0]), (64, 96), grids=(8, 4, 4, 4, 4))
+    levels = _grids(rectangles([[31, 31, 32, 32]], [0]), (64, 96), grids=(8, 4, 4, 4, 4))
     assert (levels[0] == 0).nonzero().tolist() == [[3, 2]]  # cells of 8 x 12 pixels
     assert all((level == -1).all() for level in levels[1:])
 
 
 def test_an_object_trains_every_level_whose_range_its_scale_falls_in() -> None:
     # the root of 100 * 25 is 50: between 1 and 96, and between 48 and 192
-    levels = _grids(_targets([[10, 10, 110, 35]], [0], size=(128, 128)), (128, 128))
+    levels = _grids(rectangles([[10, 10, 110, 35]], [0], size=(128, 128)), (128, 128))
     assert [bool((level == 0).any()) for level in levels] == [True, True, False, False, False]
 
 
 def test_the_first_and_the_last_range_are_open() -> None:
     ranges = ((4.0, 8.0), (6.0, 12.0), (10.0, 16.0), (14.0, 20.0), (18.0, 30.0))
-    target = _targets([[0, 0, 2, 2], [0, 0, 64, 64]], [0, 0])
+    target = rectangles([[0, 0, 2, 2], [0, 0, 64, 64]], [0, 0])
     levels = _grids(target, (64, 96), scale_ranges=ranges)
     assert [sorted(set(level.flatten().tolist())) for level in levels] == [[-1, 0], [-1], [-1], [-1], [-1, 1]]
 
@@ -264,25 +246,25 @@ def test_the_first_and_the_last_range_are_open() -> None:
 def test_of_two_objects_in_one_cell_the_smaller_has_it_in_any_order() -> None:
     boxes = [[20.0, 20, 44, 44], [30.0, 30, 34, 34]]
     for order in ([0, 1], [1, 0]):
-        levels = _grids(_targets([boxes[index] for index in order], [0, 0]), (64, 96), grids=(4, 4, 4, 4, 4))
+        levels = _grids(rectangles([boxes[index] for index in order], [0, 0]), (64, 96), grids=(4, 4, 4, 4, 4))
         assert levels[0][2, 1] == order.index(1)  # both centres at (32, 32), cells of 16 x 24 pixels
 
 
 def test_the_centre_is_that_of_the_mask_and_not_of_the_box() -> None:
-    target = _targets([[0, 0, 64, 64]], [0])
+    target = rectangles([[0, 0, 64, 64]], [0])
     target.masks[0, :, 8:] = False
     (level, *_) = _grids(target, (64, 96), grids=(12, 1, 1, 1, 1), scale_ranges=((1.0, 999.0),) * 5, centre=0.0)
     assert (level == 0).nonzero().tolist() == [[6, 0]]  # x 4, y 32; cells of 5.33 x 8 pixels
 
 
 def test_the_grid_divides_the_padded_image() -> None:
-    target = _targets([[0, 0, 64, 64]], [0], size=(64, 64))
+    target = rectangles([[0, 0, 64, 64]], [0], size=(64, 64))
     (level, *_) = _grids(target, (128, 128), grids=(4, 1, 1, 1, 1), centre=0.0)
     assert (level == 0).nonzero().tolist() == [[1, 1]]
 
 
 def test_a_crowd_is_neither_positive_nor_negative_but_for_the_objects_in_it() -> None:
-    target = _targets([[0, 0, 48, 64], [20, 28, 28, 36]], [0, 1], crowd=[True, False])
+    target = rectangles([[0, 0, 48, 64], [20, 28, 28, 36]], [0, 1], crowd=[True, False])
     config = GridConfig(grids=(4, 1, 1, 1, 1))
     cells = assign_grid_cells(target, (64, 96), config)
     ignored, objects = cells.ignored[:16].view(4, 4), cells.objects[:16].view(4, 4)
@@ -293,7 +275,7 @@ def test_a_crowd_is_neither_positive_nor_negative_but_for_the_objects_in_it() ->
 
 
 def test_an_object_whose_mask_was_cut_away_has_no_cell() -> None:
-    target = _targets([[10, 10, 40, 40]], [0])
+    target = rectangles([[10, 10, 40, 40]], [0])
     target.masks[0] = False
     assert all((level == -1).all() for level in _grids(target, (64, 96)))
 
@@ -305,7 +287,7 @@ def test_an_object_whose_mask_was_cut_away_has_no_cell() -> None:
 def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
     model = _model(name).train()
     losses = model.losses(
-        torch.randn(2, 3, 64, 96), [_targets([[8, 8, 40, 40], [50, 20, 90, 60]], [0, 2]), _targets([[0, 0, 30, 30]], [1])]
+        torch.randn(2, 3, 64, 96), [rectangles([[8, 8, 40, 40], [50, 20, 90, 60]], [0, 2]), rectangles([[0, 0, 30, 30]], [1])]
     )
     assert set(losses) == {"category", "mask"}
     torch.stack(list(losses.values())).sum().backward()
@@ -316,7 +298,7 @@ def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_image_without_objects_trains_the_categories_alone(name: str) -> None:
     model = _model(name).train()
-    losses = model.losses(torch.randn(1, 3, 64, 96), [_targets([], [])])
+    losses = model.losses(torch.randn(1, 3, 64, 96), [rectangles([], [])])
     torch.stack(list(losses.values())).sum().backward()
     assert losses["category"] > 0
     assert losses["mask"] == 0
@@ -325,7 +307,7 @@ def test_an_image_without_objects_trains_the_categories_alone(name: str) -> None
 
 
 def test_a_crowd_over_all_of_the_image_leaves_nothing_to_learn() -> None:
-    losses = _model("solov2").train().losses(torch.randn(1, 3, 64, 96), [_targets([[0, 0, 96, 64]], [1], crowd=[True])])
+    losses = _model("solov2").train().losses(torch.randn(1, 3, 64, 96), [rectangles([[0, 0, 96, 64]], [1], crowd=[True])])
     assert losses["category"] == losses["mask"] == 0
 
 
@@ -339,7 +321,7 @@ def test_losses_of_even_odds_add_up_by_hand(name: str) -> None:
             layer.weight.zero_()
             layer.bias.zero_()
     # one object of 16 x 16 pixels around the middle of a cell of 16 x 24: its own cell of the 20, on the first level alone
-    losses = model.losses(torch.randn(1, 3, 64, 96), [_targets([[28, 16, 44, 32]], [1])])
+    losses = model.losses(torch.randn(1, 3, 64, 96), [rectangles([[28, 16, 44, 32]], [1])])
     positive, negative = 0.25 * 0.25 * math.log(2), 0.75 * 0.25 * math.log(2)
     # 20 cells and 3 classes, one of which is positive, over one positive cell plus one
     assert losses["category"].item() == pytest.approx((positive + 59 * negative) / 2, rel=1e-5)
@@ -356,7 +338,7 @@ def test_mask_targets_are_the_share_of_each_cell_that_is_covered() -> None:
 
 
 def test_an_object_smaller_than_a_mask_pixel_still_has_a_target() -> None:
-    losses = _model("solov2").train().losses(torch.randn(1, 3, 64, 96), [_targets([[31, 31, 32, 32]], [0])])
+    losses = _model("solov2").train().losses(torch.randn(1, 3, 64, 96), [rectangles([[31, 31, 32, 32]], [0])])
     assert 0 < losses["mask"] <= 1
     mask = torch.zeros(1, 64, 96, dtype=torch.bool)
     mask[0, 31, 31] = True
@@ -377,7 +359,7 @@ def test_five_hundred_objects_in_one_image_train(name: str) -> None:
         return level_masks(*arguments)
 
     model.level_masks = count
-    losses = model.losses(torch.randn(1, 3, 64, 96), [_targets(boxes, [0] * 500)])
+    losses = model.losses(torch.randn(1, 3, 64, 96), [rectangles(boxes, [0] * 500)])
     torch.stack(list(losses.values())).sum().backward()
     assert sum(seen) == 64
     assert all(loss.isfinite() for loss in losses.values())
@@ -432,7 +414,7 @@ def test_overfitting_one_image_finds_its_objects(name: str) -> None:
     model = CLASSES[type(config)](config).train()
     image = torch.zeros(1, 3, 64, 96)
     image[:, :, 10:40, 10:40], image[:, :, 20:60, 50:90] = 2.0, -2.0
-    target = _targets([[10, 10, 40, 40], [50, 20, 90, 60]], [0, 1])
+    target = rectangles([[10, 10, 40, 40], [50, 20, 90, 60]], [0, 1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(150):
         torch.manual_seed(step)
@@ -445,7 +427,7 @@ def test_overfitting_one_image_finds_its_objects(name: str) -> None:
     for norm in model.modules():  # 150 steps are too few for running statistics
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.train()
-    (segments,) = model.segments(model(image), _sizes(), Categories.numbered(2), Thresholds(score=0.4))
+    (segments,) = model.segments(model(image), image_sizes(), Categories.numbered(2), Thresholds(score=0.4))
     assert sorted(segments.classes.tolist()) == [0, 1]
     for segment in segments:
         x1, y1, x2, y2 = target.boxes[int(segment.category.id) - 1].tolist()

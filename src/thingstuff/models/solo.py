@@ -13,7 +13,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate, pairwise
+from operator import mul
 from typing import Any, ClassVar
 
 import torch
@@ -272,10 +274,20 @@ class GridModel(Model):
         """(height, width) of the masks that instances are chosen by: the padded input at `MASK_STRIDE`."""
 
     @abstractmethod
+    def mask_factors(
+        self, predictions: Any, image: int, level: int, cells: Int[Tensor, " masks"]
+    ) -> tuple[Float[Tensor, "masks height width"], ...]:
+        """Logits of the masks of some cells of one level, numbered row by row, at the level's own size.
+
+        Where there are several, a mask is the product of their probabilities.
+        """
+
     def level_masks(
         self, predictions: Any, image: int, level: int, cells: Int[Tensor, " masks"], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "masks _ _"]:
         """Probabilities of the masks of some cells of one level, numbered row by row: at the level's own size, or resized."""
+        factors = (logits.float().sigmoid() for logits in self.mask_factors(predictions, image, level, cells))
+        return reduce(mul, factors if size is None else (resize_soft(factor, size) for factor in factors))
 
     @abstractmethod
     def untrained(self, predictions: Any) -> Float[Tensor, ""]:
@@ -343,7 +355,8 @@ class GridModel(Model):
         # what comes after only lowers a score, and a mask decays by better ones alone: lower cells can't matter
         cell, class_ = (scores > max(limits.cell_score, limits.score)).nonzero(as_tuple=True)
         distinct, which = cell.unique(return_inverse=True)
-        areas, probabilities = self._measure(predictions, image, distinct, limits.mask)
+        keeps = len(distinct) <= limits.candidates
+        areas, probabilities, masks = self._measure(predictions, image, distinct, limits.mask, keeps)
         starts = torch.tensor(self.config.level_starts[1:-1], device=cell.device)
         least = torch.tensor(STRIDES, device=cell.device)[torch.bucketize(cell, starts, right=True)]  # pixels
         large = areas[which] > least
@@ -351,24 +364,28 @@ class GridModel(Model):
         values, best = (scores[cell, class_] * probabilities[which]).sort(descending=True, stable=True)
         values, best = values[: limits.candidates], best[: limits.candidates]
         cell, class_ = cell[best], class_[best]
-        parts = [self.masks_of_cells(predictions, image, part) > limits.mask for part in cell.split(CHUNK)]
-        values = matrix_nms(torch.cat(parts), values, class_, limits.kernel, limits.sigma)
+        if keeps:
+            masks = masks[which[best]]
+        else:
+            masks = torch.cat([self.masks_of_cells(predictions, image, part) > limits.mask for part in cell.split(CHUNK)])
+        values = matrix_nms(masks, values, class_, limits.kernel, limits.sigma)
         values, best = values.sort(descending=True, stable=True)
         best = best[values > limits.score][: limits.detections]
         return cell[best], class_[best], values[: len(best)]
 
     def _measure(
-        self, predictions: Any, image: int, cells: Int[Tensor, " cells"], threshold: float
-    ) -> tuple[Int[Tensor, " cells"], Float[Tensor, " cells"]]:
-        """Of each cell's mask the number of pixels above the threshold and their mean probability."""
-        areas, sums = [], []
+        self, predictions: Any, image: int, cells: Int[Tensor, " cells"], threshold: float, keeps: bool
+    ) -> tuple[Int[Tensor, " cells"], Float[Tensor, " cells"], Bool[Tensor, "_ height width"]]:
+        """Of each cell's mask the number of pixels above the threshold, their mean probability, and the pixels if kept."""
+        areas, sums, kept = [], [], []
         for part in cells.split(CHUNK):
             masks = self.masks_of_cells(predictions, image, part)
             inside = masks > threshold
-            areas.append(inside.sum(dim=(1, 2)))
-            sums.append((masks * inside).sum(dim=(1, 2)))
+            areas.append(inside.view(torch.uint8).sum(dim=(1, 2), dtype=torch.int32))
+            sums.append(functional.threshold(masks, threshold, 0.0).sum(dim=(1, 2)))
+            kept.append(inside if keeps else inside[:0])
         areas = torch.cat(areas)
-        return areas, torch.cat(sums) / areas.clamp(min=1)
+        return areas, torch.cat(sums) / areas.clamp(min=1), torch.cat(kept)
 
     # Losses
 
@@ -435,7 +452,7 @@ def local_maxima(scores: Float[Tensor, "batch classes rows columns"]) -> Float[T
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What SOLO says, before any threshold. A cell's mask is its kernel on the level's features (``SOLO.level_masks``)."""
+    """What SOLO says, before any threshold. A cell's mask is its kernel on the level's features (``SOLO.mask_factors``)."""
 
     categories: tuple[Float[Tensor, "batch classes _ _"], ...]  # logits on each level's grid
     mask_features: tuple[Float[Tensor, "batch channels _ _"], ...]  # strides 4, 4, 8, 16, 16
@@ -469,21 +486,14 @@ class SOLO(GridModel):
         height, width = predictions.mask_features[0].shape[-2:]
         return height, width
 
-    def level_masks(
-        self,
-        predictions: Predictions,
-        image: int,
-        level: int,
-        cells: Int[Tensor, " masks"],
-        size: tuple[int, int] | None = None,
-    ) -> Float[Tensor, "masks _ _"]:
+    def mask_factors(
+        self, predictions: Predictions, image: int, level: int, cells: Int[Tensor, " masks"]
+    ) -> tuple[Float[Tensor, "masks height width"], ...]:
         kernels = self.kernels[level]
         assert isinstance(kernels, nn.Conv2d)
         assert kernels.bias is not None
         features = predictions.mask_features[level][image : image + 1]
-        logits = functional.conv2d(features, kernels.weight[cells], kernels.bias[cells])[0]
-        masks = logits.float().sigmoid()
-        return masks if size is None else resize_soft(masks, size)
+        return (functional.conv2d(features, kernels.weight[cells], kernels.bias[cells])[0],)
 
     def untrained(self, predictions: Predictions) -> Float[Tensor, ""]:
         parts = [*predictions.mask_features, *self.kernels.parameters()]
@@ -541,20 +551,11 @@ class DecoupledSOLO(GridModel):
         height, width = predictions.columns[0].shape[-2:]
         return height, width
 
-    def level_masks(
-        self,
-        predictions: DecoupledPredictions,
-        image: int,
-        level: int,
-        cells: Int[Tensor, " masks"],
-        size: tuple[int, int] | None = None,
-    ) -> Float[Tensor, "masks _ _"]:
+    def mask_factors(
+        self, predictions: DecoupledPredictions, image: int, level: int, cells: Int[Tensor, " masks"]
+    ) -> tuple[Float[Tensor, "masks height width"], ...]:
         side = self.config.grids[level]
-        columns = predictions.columns[level][image, cells % side].float().sigmoid()
-        rows = predictions.rows[level][image, cells // side].float().sigmoid()
-        if size is not None:
-            columns, rows = resize_soft(columns, size), resize_soft(rows, size)
-        return columns * rows
+        return predictions.columns[level][image, cells % side], predictions.rows[level][image, cells // side]
 
     def untrained(self, predictions: DecoupledPredictions) -> Float[Tensor, ""]:
         return torch.stack([part.float().sum() * 0 for part in (*predictions.columns, *predictions.rows)]).sum()

@@ -30,7 +30,6 @@ from thingstuff.models.solo import (
     level_maps,
     resize,
 )
-from thingstuff.ops.upsample import resize_soft
 
 
 @dataclass(frozen=True)
@@ -129,18 +128,11 @@ class SOLOv2(GridModel):
         height, width = predictions.mask_feature.shape[-2:]
         return height, width
 
-    def level_masks(
-        self,
-        predictions: Predictions,
-        image: int,
-        level: int,
-        cells: Int[Tensor, " masks"],
-        size: tuple[int, int] | None = None,
-    ) -> Float[Tensor, "masks _ _"]:
+    def mask_factors(
+        self, predictions: Predictions, image: int, level: int, cells: Int[Tensor, " masks"]
+    ) -> tuple[Float[Tensor, "masks height width"], ...]:
         kernels = predictions.kernels[level][image].flatten(1)[:, cells].T  # masks channels
-        logits = functional.conv2d(predictions.mask_feature[image : image + 1], kernels[:, :, None, None])[0]
-        masks = logits.float().sigmoid()
-        return masks if size is None else resize_soft(masks, size)
+        return (functional.conv2d(predictions.mask_feature[image : image + 1], kernels[:, :, None, None])[0],)
 
     def untrained(self, predictions: Predictions) -> Float[Tensor, ""]:
         return torch.stack([part.float().sum() * 0 for part in (*predictions.kernels, predictions.mask_feature)]).sum()

@@ -516,7 +516,9 @@ def _match(anchors: Float[Tensor, "anchors 4"], target: Targets, sampling: Sampl
     """
     classes = torch.full((len(anchors),), background, device=anchors.device)
     objects = torch.zeros_like(classes)
-    real = (~target.is_crowd).nonzero().squeeze(1)
+    # a box without area overlaps no anchor, and the logarithm of its sides would be infinite
+    sides = target.boxes[:, 2:] - target.boxes[:, :2]
+    real = (~target.is_crowd & (sides > 0).all(dim=1)).nonzero().squeeze(1)
     if len(real) and len(anchors):
         ious = pairwise_iou(target.boxes[real], anchors)  # objects anchors
         best, which = ious.max(dim=0)
