@@ -416,15 +416,17 @@ def test_overfitting_one_image_finds_its_objects(name: str) -> None:
     image[:, :, 10:40, 10:40], image[:, :, 20:60, 50:90] = 2.0, -2.0
     target = rectangles([[10, 10, 40, 40], [50, 20, 90, 60]], [0, 1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for step in range(150):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    for step in range(200):
         torch.manual_seed(step)
         optimizer.zero_grad()
         losses = model.losses(image, [target])
         (losses["category"] + 3 * losses["mask"]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
+        schedule.step()
     model.eval()
-    for norm in model.modules():  # 150 steps are too few for running statistics
+    for norm in model.modules():  # 200 steps are too few for running statistics
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.train()
     (segments,) = model.segments(model(image), image_sizes(), Categories.numbered(2), Thresholds(score=0.4))
@@ -434,4 +436,4 @@ def test_overfitting_one_image_finds_its_objects(name: str) -> None:
         truth = np.zeros((64, 96), bool)
         truth[int(y1) : int(y2), int(x1) : int(x2)] = True
         mask = segment.mask.dense()
-        assert (mask & truth).sum() / (mask | truth).sum() > 0.8
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.9  # edges within the masks' pixels of 4 x 4 included

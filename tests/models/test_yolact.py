@@ -263,6 +263,13 @@ def test_mask_loss_is_divided_by_the_area_of_the_box() -> None:
     assert rating == 0
 
 
+def test_mask_targets_are_the_share_of_each_cell_that_is_covered() -> None:
+    masks = torch.zeros(2, 6, 10, dtype=torch.bool)
+    masks[1, :2, 1:7] = True  # of cells of 4 x 4 pixels: 6, 6 and none of 16 above, none below
+    share = yolact._covered(masks, torch.tensor([1]), (8, 12), (2, 3))
+    assert share.tolist() == [[[6 / 16, 6 / 16, 0], [0, 0, 0]]]
+
+
 def test_few_masks_stand_for_all() -> None:
     model = _model(sampling=Sampling(masks=2))
     target = rectangles([[16, 16, 32, 48]], [0], size=(64, 64))

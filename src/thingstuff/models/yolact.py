@@ -434,17 +434,18 @@ class Yolact(Model):
             coefficients, objects = coefficients[chosen], objects[chosen]
         height, width = prototypes.shape[-2:]
         of_object, place = objects.unique(return_inverse=True)
-        truth = _resized_truth(target.masks, of_object, padded, (int(height), int(width)))[place]
+        truth = _covered(target.masks, of_object, padded, (int(height), int(width)))[place]
         boxes = target.boxes[objects] * prototypes.new_tensor([width / padded[1], height / padded[0]]).repeat(2)
         crop = _inside(boxes, (int(height), int(width)))
         logits = torch.einsum("phw,np->nhw", prototypes, coefficients)
-        loss = functional.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="none")
+        # the original rounds the truth to whole cells, and its masks never see an edge within one
+        loss = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         # a small object's mask weighs as much as a large one's: the sum over its crop is divided by its box's area (section 3.1)
         areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=1.0)
         total = ((loss * crop).sum(dim=(1, 2)) / areas).sum() * (count / max(len(objects), 1))
         if not self.config.mask_rating_channels:
             return total, total * 0
-        return total, self._rating_loss(logits.detach().sigmoid() * crop, truth, target.classes[objects])
+        return total, self._rating_loss(logits.detach().sigmoid() * crop, truth > 0.5, target.classes[objects])
 
     def _rating_loss(
         self,
@@ -574,11 +575,11 @@ def _semantic_loss(logits: Float[Tensor, "classes height width"], target: Target
     truth = torch.zeros_like(logits)
     real = (~target.is_crowd).nonzero().squeeze(1)
     for some in real.split(CHUNK):
-        masks = _resized_truth(target.masks, some, padded, (height, width)).to(logits.dtype)
+        masks = (_covered(target.masks, some, padded, (height, width)) > 0.5).to(logits.dtype)
         truth.scatter_reduce_(0, target.classes[some][:, None, None].expand_as(masks), masks, "amax")
     loss = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     for some in target.is_crowd.nonzero().squeeze(1).split(CHUNK):  # what is in a crowd is nobody's negative
-        crowd = _resized_truth(target.masks, some, padded, (height, width))
+        crowd = _covered(target.masks, some, padded, (height, width)) > 0.5
         ignored = torch.zeros_like(truth).scatter_reduce_(
             0, target.classes[some][:, None, None].expand_as(crowd), crowd.to(truth.dtype), "amax"
         )
@@ -587,14 +588,13 @@ def _semantic_loss(logits: Float[Tensor, "classes height width"], target: Target
 
 
 @torch.no_grad()
-def _resized_truth(
+def _covered(
     masks: Bool[Tensor, "objects height width"], which: Int[Tensor, " chosen"], padded: tuple[int, int], size: tuple[int, int]
-) -> Bool[Tensor, "chosen rows columns"]:
-    """Masks of objects in cells of a map that covers the padded input; a cell is in when its bilinear value exceeds 0.5."""
-    result = torch.zeros(len(which), *size, dtype=torch.bool, device=masks.device)
+) -> Float[Tensor, "chosen rows columns"]:
+    """Share of each cell that an object covers, on a map of the padded input; exact where cells are whole pixels."""
+    result = torch.zeros(len(which), *size, device=masks.device)
     right, bottom = padded[1] - masks.shape[2], padded[0] - masks.shape[1]
     for start in range(0, len(which), CHUNK):  # float masks of the whole image, so few at a time
         some = functional.pad(masks[which[start : start + CHUNK]].float(), (0, right, 0, bottom))
-        resized = functional.interpolate(some[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-        result[start : start + CHUNK] = resized > 0.5
+        result[start : start + CHUNK] = functional.adaptive_avg_pool2d(some, size)
     return result
