@@ -35,3 +35,15 @@ class TrainingError(ThingstuffError):
 
 class EvaluationError(ThingstuffError):
     """Predictions and ground truth that do not belong together."""
+
+
+class ImageWarning(UserWarning):
+    """An image was read in one of several ways that make sense; the message says in which, and how to have another."""
+
+
+class BitDepthWarning(ImageWarning):
+    """How many bits of an image's 16-bit samples are in use was told from its largest one."""
+
+
+class PagesWarning(ImageWarning):
+    """Of a file of several pages or frames the first was read."""

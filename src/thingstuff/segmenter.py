@@ -58,6 +58,7 @@ class Segmenter:
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         task: str | Task | None = None,
+        bit_depth: int | None = None,
     ) -> list[Segments]: ...
     @overload
     def predict(
@@ -68,6 +69,7 @@ class Segmenter:
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         task: str | Task | None = None,
+        bit_depth: int | None = None,
     ) -> Segments: ...
 
     def predict(
@@ -78,6 +80,7 @@ class Segmenter:
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         task: str | Task | None = None,
+        bit_depth: int | None = None,
     ) -> Segments | list[Segments]:
         """Segments of one image, or a list of them for a list or tuple of images, in pixels of the original image.
 
@@ -88,19 +91,20 @@ class Segmenter:
             batch_size: images that run through the network together.
             max_pixels: refuse larger images.
             task: "instance", "panoptic" or "semantic", of those that the model knows; None: as the model says.
+            bit_depth: bits of 16-bit samples that are in use; None: as ``read_image`` finds them.
 
         Raises:
             ImageError: an image can't be read, or is larger than ``max_pixels``.
             ConfigError: a threshold outside its range, or a task that the model does not know.
         """
         if not isinstance(images, list | tuple):
-            return self.predict([images], score_threshold, max_detections, 1, max_pixels, task)[0]
+            return self.predict([images], score_threshold, max_detections, 1, max_pixels, task, bit_depth)[0]
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         limits = self._shown(score_threshold, max_detections, task)
         result: list[Segments] = []
         for start in range(0, len(images), batch_size):
-            pictures = [read_image(source, max_pixels=max_pixels) for source in images[start : start + batch_size]]
+            pictures = [read_image(source, max_pixels, bit_depth) for source in images[start : start + batch_size]]
             batch = self.preprocessing.batch(pictures)
             found = self.segment(batch, thresholds=limits)
             result += [replace(segments, image=picture) for segments, picture in zip(found, pictures, strict=True)]
@@ -114,17 +118,23 @@ class Segmenter:
         batch_size: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         task: str | Task | None = None,
+        bit_depth: int | None = None,
     ) -> Iterator[tuple[Any, Segments | ImageError]]:
         """Each source with its segments, in order; what can't be read comes back as its error and the rest go on.
 
         A thread reads and resizes the next batch while the network works on this one.
         """
         limits = [self._shown(score_threshold, max_detections, task)]
-        for source, found in self.stream_by(limits, sources, batch_size, max_pixels):
+        for source, found in self.stream_by(limits, sources, batch_size, max_pixels, bit_depth):
             yield source, found if isinstance(found, ImageError) else found[0]
 
     def stream_by(
-        self, limits: Sequence[Any], sources: Iterable[Any], batch_size: int = 1, max_pixels: int = DEFAULT_MAX_PIXELS
+        self,
+        limits: Sequence[Any],
+        sources: Iterable[Any],
+        batch_size: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        bit_depth: int | None = None,
     ) -> Iterator[tuple[Any, list[Segments] | ImageError]]:
         """As `stream`, with the segments by each of several `thresholds`, of two tasks for instance: the network runs once."""
         if batch_size < 1:
@@ -134,7 +144,7 @@ class Segmenter:
             pictures: list[Any] = []
             for source in chunk:
                 try:
-                    pictures.append(read_image(source, max_pixels=max_pixels))
+                    pictures.append(read_image(source, max_pixels, bit_depth))
                 except ImageError as error:
                     pictures.append(error)
             readable = [picture for picture in pictures if not isinstance(picture, ImageError)]

@@ -48,6 +48,7 @@ def test_the_module_is_the_command():
         (["predict", "a.png", "--out", "x", "--score", "2"], "argument --score: 2 does not lie from 0 to 1"),
         (["predict", "a.png", "--out", "x", "--batch-size", "0"], "argument --batch-size: 0 is below 1"),
         (["predict", "a.png", "--out", "x", "--max-pixels", "many"], "argument --max-pixels: 'many' is not a whole number"),
+        (["predict", "a.png", "--out", "x", "--bit-depth", "7"], "--bit-depth: '7' is not a whole number from 8 to 16"),
         (["evaluate", "--data", "d"], "one of the arguments --model --predictions --compare is required"),
         (["evaluate", "--data", "d", "--model", "m", "--predictions", "p"], "not allowed with argument --model"),
         (["train", "--data", "d", "--model", "m"], "the following arguments are required: --out"),
@@ -204,6 +205,53 @@ def test_an_unusable_device_is_named(photos: Path, tiny_model: Path, tmp_path: P
 def test_an_output_folder_that_is_a_file_is_named(photos: Path, tiny_model: Path, capsys):
     assert run("predict", photos / "b.png", "--model", tiny_model, "--out", photos / "notes.txt") == 2
     assert "notes.txt: can't be made a folder" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::thingstuff.errors.ImageWarning")
+def test_predict_tells_of_images_of_fewer_bits_and_of_several_pages(photos: Path, tiny_model: Path, tmp_path: Path, capsys):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    with Image.open(photos / "b.png") as photo:
+        grey = np.asarray(photo.convert("L"))
+        photo.save(scans / "stack.tif", save_all=True, append_images=[photo, photo])
+        photo.convert("L").save(scans / "8-bit.png")
+    twelve = grey.astype(np.uint16) * 16  # up to 220 * 16 = 3520
+    for number in range(12):
+        Image.fromarray(twelve + np.uint16(number)).save(scans / f"deep-{number:02}.png")
+    words = ("predict", scans, "--model", tiny_model, "--score", 0.2, "--out")
+    assert run(*words, tmp_path / "out") == 0
+    told = capsys.readouterr().err
+    assert "deep-00.png: no 16-bit sample exceeds" in told
+    assert "so it is read as 12-bit data" in told
+    assert "--bit-depth" in told
+    assert told.count("bit data") == 10  # the others have a line together
+    assert told.count("the same holds of other images, which are not named") == 1
+    assert told.count("stack.tif: has 3 pages (or frames), of which the first is read") == 1
+    first, plain = (json.loads((tmp_path / "out" / f"{stem}.json").read_text())["segments"] for stem in ("deep-00", "8-bit"))
+    assert first == plain
+    assert run(*words, tmp_path / "told", "--bit-depth", 12) == 0
+    assert "bit data" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "told" / "deep-00.json").read_text())["segments"] == plain
+    assert run(*words, tmp_path / "dim", "--bit-depth", 10) == 1
+    assert "more than the 1023 of 10 bits" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::thingstuff.errors.ImageWarning")
+def test_training_and_evaluation_read_images_as_prediction_does(shapes: Path, tiny_model: Path, tmp_path: Path, capsys):
+    for path in (shapes / "images").iterdir():
+        with Image.open(path) as photo:
+            Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 16).save(path)
+    words = ("--data", shapes, "--model", tiny_model, "--split", "val", "--json")
+    assert run("evaluate", *words) == 0
+    assert "12-bit data" in capsys.readouterr().err
+    assert run("evaluate", *words, "--bit-depth", 12) == 0
+    assert "12-bit data" not in capsys.readouterr().err
+    words = ("train", "--data", shapes, "--model", "mask-rcnn-tiny", "--steps", 1, "--batch-size", 2, "--pictures", 0, "--out")
+    assert run(*words, tmp_path / "guessed") == 0
+    assert capsys.readouterr().err.count("12-bit data") == 4  # two to train on, two to validate on
+    assert run(*words, tmp_path / "given", "--bit-depth", 12) == 0
+    assert "12-bit data" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "given" / "recipe.json").read_text())["bit_depth"] == 12
 
 
 # Inputs and their names -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import json
 import struct
 import threading
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from thingstuff.errors import ConfigError, ImageError, SizeError
+from thingstuff.errors import BitDepthWarning, ConfigError, ImageError, PagesWarning, SizeError
 from thingstuff.structures.images import (
     DEFAULT_MAX_PIXELS,
     IMAGENET_MEAN,
@@ -135,6 +136,111 @@ def test_16_bit_rgb_png_loses_its_lower_8_bits_too():
     assert read_image(PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks)).tolist() == [[[0x12, 0xFF, 0x00]]]
 
 
+# --- bit depths ---
+
+
+def deep_rgb_png(samples: np.ndarray) -> bytes:
+    height, width, _ = samples.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def deep_rgb_tiff(samples: np.ndarray, *, order: str = "<", more: tuple[tuple[int, int], ...] = ()) -> bytes:
+    """Uncompressed, with BitsPerSample of 16 three times and these short tags besides."""
+    height, width, _ = samples.shape
+    pixels = samples.astype(f"{order}u2").tobytes()
+    bits = struct.pack(f"{order}3H", 16, 16, 16)
+    entries = {256: width, 257: height, 259: 1, 262: 2, 273: 8, 277: 3, 278: height, 279: len(pixels), **dict(more)}
+    directory = b""
+    for tag in sorted([*entries, 258]):
+        if tag == 258:
+            directory += struct.pack(f"{order}HHII", 258, 3, 3, 8 + len(pixels))
+        else:
+            directory += struct.pack(f"{order}HHIHH", tag, 3, 1, entries[tag], 0)
+    start = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(pixels) + len(bits))
+    return start + pixels + bits + struct.pack(f"{order}H", len(entries) + 1) + directory + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("largest", "bits", "white"),
+    # the largest of 10 bits, 1023, drops 2 bits: 255; 1024 needs 12 bits and drops 4: 64
+    [(1, 8, 1), (255, 8, 255), (256, 10, 64), (1023, 10, 255), (1024, 12, 64), (4095, 12, 255), (4096, 14, 64), (16383, 14, 255)],
+)
+def test_data_of_fewer_bits_in_16_bit_samples_is_read_by_its_largest(largest: int, bits: int, white: int):
+    deep = np.array([[0, largest]], np.uint16)
+    colour = np.array([[[0, 0, 0], [0, largest, 0]]], np.uint16)
+    message = f"no 16-bit sample exceeds {largest}, so it is read as {bits}-bit data"
+    for source in (deep, torch.from_numpy(deep), *(encoded(Image.fromarray(deep), f) for f in ("PNG", "TIFF", "PPM"))):
+        with pytest.warns(BitDepthWarning, match=message):
+            assert read_image(source).tolist() == [[BLACK, [white] * 3]]
+    for source in (
+        colour,
+        deep_rgb_png(colour),
+        deep_rgb_tiff(colour),
+        deep_rgb_tiff(colour, order=">"),
+    ):
+        with pytest.warns(BitDepthWarning, match=message):
+            assert read_image(source).tolist() == [[BLACK, [0, white, 0]]]
+
+
+def test_16_bit_samples_above_16383_are_of_the_full_range():
+    deep = np.array([[0, 255, 16384]], np.uint16)
+    expected = [[BLACK, BLACK, [64] * 3]]  # 16384 / 256
+    colour = np.repeat(deep[..., None], 3, axis=2)
+    for source in (deep, encoded(Image.fromarray(deep), "PNG"), deep_rgb_png(colour), deep_rgb_tiff(colour)):
+        assert read_image(source).tolist() == expected
+
+
+def test_the_bit_depth_given_is_the_one_read_by_without_a_warning():
+    deep = np.array([[0, 255, 4095]], np.uint16)
+    colour = np.repeat(deep[..., None], 3, axis=2)
+    for source in (deep, torch.from_numpy(deep), encoded(Image.fromarray(deep), "TIFF"), deep_rgb_png(colour)):
+        assert read_image(source, bit_depth=16).tolist() == [[BLACK, BLACK, [15] * 3]]
+        assert read_image(source, bit_depth=12).tolist() == [[BLACK, [15] * 3, WHITE]]
+        assert read_image(source, bit_depth=13).tolist() == [[BLACK, [7] * 3, [127] * 3]]
+        with pytest.raises(ImageError, match="has 16-bit samples up to 4095, more than the 1023 of 10 bits; give the bit depth"):
+            read_image(source, bit_depth=10)
+    np.testing.assert_array_equal(read_image(FLAG, bit_depth=12), FLAG)  # 8-bit samples are not asked
+    with pytest.raises(ConfigError, match="from 8 to 16; got 17"):
+        read_image(FLAG, bit_depth=17)
+
+
+def test_a_black_image_needs_no_depth():
+    assert read_image(np.zeros((1, 1), np.uint16)).tolist() == [[BLACK]]
+
+
+@pytest.mark.parametrize("tag", [281, 341])  # MaxSampleValue, SMaxSampleValue
+def test_a_tiff_that_states_its_largest_sample_is_read_by_it(tag: int):
+    deep = np.array([[0, 255, 256]], np.uint16)
+    colour = np.repeat(deep[..., None], 3, axis=2)
+    # 256 of 12 bits is 16, of 16 bits 1
+    assert read_image(encoded(Image.fromarray(deep), "TIFF", tiffinfo={tag: 4095})).tolist() == [[BLACK, [15] * 3, [16] * 3]]
+    assert read_image(deep_rgb_tiff(colour, more=((tag, 4095),))).tolist() == [[BLACK, [15] * 3, [16] * 3]]
+    assert read_image(encoded(Image.fromarray(deep), "TIFF", tiffinfo={tag: 65535})).tolist() == [[BLACK, BLACK, [1] * 3]]
+
+
+def test_a_largest_sample_that_ends_no_range_or_is_not_true_is_left_aside():
+    deep = np.array([[0, 256]], np.uint16)
+    for stated in (256, 255):
+        with pytest.warns(BitDepthWarning, match="exceeds 256, so it is read as 10-bit data"):
+            assert read_image(encoded(Image.fromarray(deep), "TIFF", tiffinfo={281: stated})).tolist() == [[BLACK, [64] * 3]]
+
+
+def test_a_dim_ppm_is_read_by_the_range_that_it_states():
+    # 255 of 4095 is 15 of 255, whatever the largest sample is
+    assert read_image(b"P5 2 1 4095\n" + struct.pack(">2H", 0, 255)).tolist() == [[BLACK, [15] * 3]]
+
+
+def test_deep_colours_are_turned_upright_and_compressed_ones_read():
+    colour = (np.arange(18, dtype=np.uint16) * 200).reshape(2, 3, 3)  # up to 3400: 12 bits
+    with pytest.warns(BitDepthWarning, match="12-bit"):
+        np.testing.assert_array_equal(read_image(deep_rgb_tiff(colour)), colour >> 4)
+    with pytest.warns(BitDepthWarning, match="12-bit"):
+        np.testing.assert_array_equal(read_image(deep_rgb_tiff(colour, more=((274, 3),))), colour[::-1, ::-1] >> 4)
+
+
 def test_a_12_bit_tiff_drops_4_bits():
     # one row of two samples, 0xABC and 0x123, packed into three bytes
     entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
@@ -187,15 +293,32 @@ def test_of_an_animation_the_first_frame_is_read(format_: str):
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     options = {"lossless": True} if format_ == "WEBP" else {}
     data = encoded(frames[0], format_, save_all=True, append_images=frames[1:], **options)
-    assert read_image(data).tolist() == [[RED, RED], [RED, RED]]
+    with pytest.warns(PagesWarning, match=r"has 2 pages \(or frames\), of which the first is read; save each as a file"):
+        assert read_image(data).tolist() == [[RED, RED], [RED, RED]]
+
+
+def test_a_phones_photo_with_a_picture_beside_it_is_one_image():
+    # MPO: a JPEG with another behind it, of the other eye or of its brightness
+    data = encoded(Image.fromarray(noise(16, 16)), "MPO", save_all=True, append_images=[Image.new("L", (4, 4))])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert read_image(data).shape == (16, 16, 3)
+
+
+def test_a_broken_later_page_leaves_the_first_one_whole():
+    frames = [Image.fromarray(noise(16, 16)), Image.fromarray(255 - noise(16, 16))]
+    for format_ in ("TIFF", "GIF"):
+        data = encoded(frames[0], format_, save_all=True, append_images=frames[1:])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PagesWarning)
+            assert read_image(data[:-40]).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_large_images_are_converted_in_strips_without_a_seam(monkeypatch: pytest.MonkeyPatch, mode: str):
     image = Image.fromarray(noise(41, 23)).convert("L" if mode == "I;16" else mode).convert(mode)
-    whole = read_image(image)
+    whole = read_image(image, bit_depth=8)
     monkeypatch.setattr("thingstuff.structures.images._STRIP_PIXELS", 5 * 23)  # 8 strips of 5 rows, and one of 1
-    np.testing.assert_array_equal(read_image(image), whole)
+    np.testing.assert_array_equal(read_image(image, bit_depth=8), whole)
 
 
 # --- what can't be read ---

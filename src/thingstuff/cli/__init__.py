@@ -9,12 +9,14 @@ Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 s
 import argparse
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 from thingstuff import __version__
 from thingstuff.cli import data, evaluate, models, predict, train
-from thingstuff.errors import ThingstuffError
+from thingstuff.errors import ImageWarning, ThingstuffError
 
+IMAGES_NAMED = 10  # with a warning of one kind
 DONE, SOME_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -23,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(arguments)
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _Complaints().show
             return given.run(given)
     except SystemExit as exit_:  # argparse has printed its help or its complaint
         return exit_.code if isinstance(exit_.code, int) else WRONG_USE
@@ -67,5 +69,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"thingstuff: warning: {message}", file=sys.stderr)
+class _Complaints:
+    """Warnings as lines on stderr: each once, and of the kinds that every image of a folder may have, the first ones alone."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._images: Counter[type[Warning]] = Counter()
+
+    def show(self, message: Warning | str, category: type[Warning], *_: object) -> None:
+        from tqdm import tqdm
+
+        text = str(message)
+        if text in self._told:
+            return
+        self._told.add(text)
+        if issubclass(category, ImageWarning):
+            self._images[category] += 1
+            if self._images[category] == IMAGES_NAMED + 1:
+                text = "the same holds of other images, which are not named"
+            elif self._images[category] > IMAGES_NAMED:
+                return
+        tqdm.write(f"thingstuff: warning: {text}", file=sys.stderr)  # above the bar, where there is one

@@ -30,6 +30,16 @@ def fraction(text: str) -> float:
     return number
 
 
+def bits(text: str) -> int:
+    """A bit depth of 16-bit samples."""
+    if text not in map(str, range(8, 17)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 8 to 16")
+    return int(text)
+
+
+BIT_DEPTH_HELP = "bits of 16-bit images that are in use, from 8 to 16 (as the file says, else by its largest value)"
+
+
 def number_in(check: Callable[[float], bool], words: str) -> Callable[[str], float]:
     """A number for which `check` holds; `words` say what that is."""
 
@@ -58,6 +68,12 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="refuse images of more pixels; raise it for large scans you trust (200 million)",
     )
+    parser.add_argument("--bit-depth", metavar="N", type=bits, help=BIT_DEPTH_HELP)
+
+
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was said of how images are read."""
+    return given(max_pixels=arguments.max_pixels, bit_depth=arguments.bit_depth)
 
 
 def given(**options: Any) -> dict[str, Any]:

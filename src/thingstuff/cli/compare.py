@@ -14,7 +14,8 @@ VALUES, PAGE = "compare.json", "compare.html"
 
 def run_compare(arguments: argparse.Namespace, out: Path | None, as_file: bool) -> int:
     """Print what differs between two reports; write compare.json and compare.html to the folder `out`."""
-    for option in ("data", "split", "images", "max_detections", "task", "score", "device", "max_pixels", "pictures"):
+    options = ("data", "split", "images", "max_detections", "task", "score", "device", "max_pixels", "bit_depth", "pictures")
+    for option in options:
         if getattr(arguments, option) is not None:
             raise ConfigError(f"--{option.replace('_', '-')} goes with --model or --predictions; --compare reads two reports")
     if arguments.federated:

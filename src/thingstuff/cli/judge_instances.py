@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from thingstuff.cli.arguments import given
+from thingstuff.cli.arguments import given, reading
 from thingstuff.cli.judged import Judged, about, photo_path, pictures_wanted, worst
 from thingstuff.cli.predictions import predictions_of
 from thingstuff.cli.report_files import legible, photo
@@ -94,13 +94,12 @@ def _report(
     }
     report["intervals"] = intervals(report)
 
-    photos = given(max_pixels=arguments.max_pixels)
     pictures = []
     qualities = {image_id: row.quality for image_id, row in summaries.items()}
     wrong = {image_id: row.fp + row.fn for image_id, row in summaries.items()}
     for image_id in worst(qualities, wrong, 0 if arguments.federated else pictures_wanted(arguments)):
         record = data.record_of(image_id)
-        picture = photo(photo_path(arguments, record.path), record.size, **photos)
+        picture = photo(photo_path(arguments, record.path), record.size, **reading(arguments))
         truth, is_crowd = _truth(record, data)
         prediction = _counted(found, record, data, score)
         crowds = frozenset(is_crowd.nonzero()[0].tolist())

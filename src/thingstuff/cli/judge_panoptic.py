@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from thingstuff.cli.arguments import given
+from thingstuff.cli.arguments import given, reading
 from thingstuff.cli.judge_things import ThingsJudge, judges_things
 from thingstuff.cli.judged import Judged, about, photo_path, pictures_wanted, worst
 from thingstuff.cli.report_files import legible, photo
@@ -152,7 +152,7 @@ def _of_model(
         raise ConfigError(f"{data.source}: the photo of image {missing[0]} isn't there; name the folder of photos: --images DIR")
     classes = matched_classes(segmenter.categories, data.categories)
     limits = [segmenter.thresholds(score_threshold=arguments.score, task=task), *([things.limits] if things else [])]
-    options = {"batch_size": arguments.batch_size, **given(max_pixels=arguments.max_pixels)}
+    options = {"batch_size": arguments.batch_size, **reading(arguments)}
     maps: dict[Any, PanopticMap] = {}
 
     def predicted() -> "Iterator[tuple[PanopticRecord, PanopticMap | ImageError]]":
@@ -229,7 +229,7 @@ def _report(
         pictures.append(
             Picture(
                 _name(record),
-                photo(photo_path(arguments, record.path), truth.size, **given(max_pixels=arguments.max_pixels)),
+                photo(photo_path(arguments, record.path), truth.size, **reading(arguments)),
                 truth.to_segments(),
                 load(record).to_segments(),
                 of_images[image_id].rows,

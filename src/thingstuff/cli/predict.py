@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, given, positive
+from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, positive, reading
 from thingstuff.cli.predicted_files import (
     MAP,
     PANOPTIC,
@@ -73,7 +73,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
         task=task,
-        **given(max_pixels=arguments.max_pixels),
+        **reading(arguments),
     )
     refuse_overwriting(inputs, arguments.out, tiles)
     make_folders(arguments.out, tiles)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thingstuff.cli.arguments import given
+from thingstuff.cli.arguments import reading
 from thingstuff.errors import ConfigError, EvaluationError, ImageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _stream(segmenter: "Segmenter", arguments: argparse.Namespace, data: "Instan
         task="instance",
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
-        **given(max_pixels=arguments.max_pixels),
+        **reading(arguments),
     )
     return (answer for _, answer in found)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from thingstuff.cli.arguments import TASKS, fraction, number_in, positive
+from thingstuff.cli.arguments import BIT_DEPTH_HELP, TASKS, bits, fraction, number_in, positive
 from thingstuff.errors import ConfigError
 
 _above_0 = number_in(lambda number: 0 < number < float("inf"), "a number above 0")
@@ -55,6 +55,7 @@ OPTIONS = (
     _Option("task", _task, "instance, panoptic or semantic (what the model gives, where the data has it)"),
     _Option("image_dir", str, "folder of the photos, where the data doesn't lead to them"),
     _Option("validation_image_dir", str, "the same of the validation data (--image-dir)"),
+    _Option("bit_depth", bits, BIT_DEPTH_HELP),
     _Option("short_side", positive, "pixels of the short side that images are resized to"),
     _Option("long_side", positive, "pixels that the long side may then have"),
     _Option(

@@ -24,9 +24,10 @@ ORDER, VIEW = 0, 1  # what a random state is for, so that no two uses share one
 class ImageCache:
     """Decoded images kept in memory until `byte_limit` is full; 0 keeps none. Later images are read from disk each time."""
 
-    def __init__(self, byte_limit: int = 0, max_pixels: int = DEFAULT_MAX_PIXELS):
+    def __init__(self, byte_limit: int = 0, max_pixels: int = DEFAULT_MAX_PIXELS, bit_depth: int | None = None):
         self.byte_limit = byte_limit
         self.max_pixels = max_pixels
+        self.bit_depth = bit_depth
         self.bytes_held = 0
         self._images: dict[int, np.ndarray] = {}
 
@@ -42,7 +43,7 @@ class ImageCache:
             return held
         if record.path is None:
             raise AnnotationError(f"image {record.image_id}: has no file; open the data set with its images")
-        image = read_image(record.path, max_pixels=self.max_pixels)
+        image = read_image(record.path, self.max_pixels, self.bit_depth)
         if image.shape[:2] != record.size:
             raise AnnotationError(f"{record.path}: has height and width {image.shape[:2]}, its annotations say {record.size}")
         if self.bytes_held + image.nbytes <= self.byte_limit:
@@ -67,6 +68,7 @@ class TrainingLoader:
         processes: int = 1,
         cache_bytes: int = 0,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        bit_depth: int | None = None,
     ):
         """
         Args:
@@ -74,6 +76,7 @@ class TrainingLoader:
             workers: processes that prepare batches beside the training; 0 prepares them in between.
             rank: which of the `processes` this one is, from 0.
             cache_bytes: decoded images kept in memory, by each worker of its own.
+            bit_depth: bits of 16-bit samples that are in use; None: as `read_image` finds them.
         """
         if not len(dataset):
             raise AnnotationError(f"{dataset.source or 'the data set'}: holds no image to train on")
@@ -84,7 +87,7 @@ class TrainingLoader:
             )
         self.dataset, self.preprocessing = dataset, preprocessing
         self.batch_size, self.seed, self.workers, self.rank, self.processes = batch_size, seed, workers, rank, processes
-        self._views = _Views(dataset, augmentation, preprocessing, seed, ImageCache(cache_bytes, max_pixels))
+        self._views = _Views(dataset, augmentation, preprocessing, seed, ImageCache(cache_bytes, max_pixels, bit_depth))
 
     def positions(self, step: int) -> list[tuple[int, int]]:
         """(epoch, index of the image) of each image of a step, this process's share alone."""

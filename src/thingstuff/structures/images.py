@@ -9,6 +9,7 @@ import io
 import math
 import os
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,18 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from thingstuff.errors import ConfigError, ImageError, SizeError
+from thingstuff.errors import ConfigError, ImageError, PagesWarning, SizeError
+from thingstuff.structures.bit_depth import (
+    USUAL_DEPTHS,
+    bits_in_use,
+    check_bit_depth,
+    decode_lower_bytes,
+    is_deep_colour,
+    stated_bits,
+)
 
 DEFAULT_MAX_PIXELS = 200_000_000  # about 14,000 x 14,000; a decoded image takes 3 bytes a pixel
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB on the 0..255 scale
@@ -37,42 +47,48 @@ _STRIP_PIXELS = 1 << 24  # conversion works in strips, so that a large grey scan
 _FLOAT_SLACK = 1e-4  # resampling in float32 leaves values such as 1.0000001
 
 
-def read_image(source: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(
+    source: Any, max_pixels: int = DEFAULT_MAX_PIXELS, bit_depth: int | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
     """Any image as 8-bit RGB, a fresh array that shares no memory with the source.
 
     `source` is a path, the bytes of a file, a PIL image, a numpy array (HxW, HxWx1, HxWx3 or HxWx4) or a torch tensor (the same,
     or channels first as torch has it; where both readings fit, such as 3 x 5 x 3, channels come first).
 
-    - EXIF orientation is applied; of an animation the first frame is read.
-    - 16 bits become 8 by the depth that the file states: a 12-bit TIFF drops 4 bits, the full range drops 8, as uint16 arrays do.
+    - EXIF orientation is applied. Of a file of several pages, or an animation, the first is read, with a PagesWarning.
+    - 16-bit samples, uint16 arrays too, become 8 bits by dropping lower ones: 8 of the full range, 4 of 12-bit data. The depth is
+      `bit_depth` where it is given, else what the file states, else what the largest sample needs: up to 255, 1023, 4095 or 16383
+      is read as 8, 10, 12 or 14 bits, with a BitDepthWarning. 16-bit samples with transparency are of the full range.
     - Floats must lie in 0..1 (within 0.0001) and become round(255 x).
     - Transparency is composited on white, since the colour hidden under it is arbitrary.
 
     Raises:
-        ImageError: no such file, not an image, truncated, a range nobody can guess, or more than `max_pixels` pixels, which is
-            read from the header before anything is decoded. The message names the file.
+        ImageError: no such file, not an image, truncated, a range nobody can guess, samples beyond `bit_depth`, or more than
+            `max_pixels` pixels, which is read from the header before anything is decoded. The message names the file.
+        ConfigError: `bit_depth` is not from 8 to 16.
     """
+    check_bit_depth(bit_depth)
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(Path(source), max_pixels)
+        return _read_file(Path(source), max_pixels, bit_depth)
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = f"image of {len(source):,} bytes"
-        return _read_stream(io.BytesIO(source), name, max_pixels)
+        return _read_stream(io.BytesIO(source), name, max_pixels, bit_depth)
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or f"PIL image of mode {source.mode}")
-        return _read_pillow(source, name, max_pixels)
+        return _read_pillow(source, name, max_pixels, bit_depth)
     if isinstance(source, Tensor):
-        return _read_tensor(source)
+        return _read_tensor(source, bit_depth)
     if isinstance(source, np.ndarray):
-        return _read_array(source, f"array {source.dtype} {source.shape}")
+        return _read_array(source, f"array {source.dtype} {source.shape}", bit_depth)
     raise ImageError(
         f"an image can be a path, the bytes of a file, a PIL image, a numpy array or a torch tensor, not {type(source).__name__}"
     )
 
 
-def _read_file(path: Path, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+def _read_file(path: Path, max_pixels: int, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
     try:
         with path.open("rb") as stream:
-            return _read_stream(stream, str(path), max_pixels)
+            return _read_stream(stream, str(path), max_pixels, bit_depth)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -81,7 +97,24 @@ def _read_file(path: Path, max_pixels: int) -> UInt8[np.ndarray, "height width 3
         raise ImageError(f"{path}: can't be opened ({error})") from error
 
 
-def _read_stream(stream: Any, name: str, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+def _read_stream(stream: Any, name: str, max_pixels: int, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
+    image = _opened(stream, name)
+    if is_deep_colour(image):
+        pixels = _read_deep_colour(image, stream, name, max_pixels, bit_depth)
+    else:
+        pixels = _read_pillow(image, name, max_pixels, bit_depth)
+    pages = _pages(image)
+    if pages > 1:
+        warnings.warn(
+            f"{name}: has {pages} pages (or frames), of which the first is read; save each as a file of its own to have them all",
+            PagesWarning,
+            stacklevel=2,
+        )
+    return pixels
+
+
+def _opened(stream: Any, name: str) -> ImageFile:
+    """The image of a file by its header; nothing is decoded yet."""
     prefix = stream.read(16)
     if not prefix:
         raise ImageError(f"{name}: is empty (0 bytes)")
@@ -98,20 +131,27 @@ def _read_stream(stream: Any, name: str, max_pixels: int) -> UInt8[np.ndarray, "
                 reasons.append(accepted)
             elif accepted:
                 stream.seek(0)
-                image = factory(stream, name)
-                break
+                return factory(stream, name)
         except Image.DecompressionBombError as error:
             raise ImageError(
                 f"{name}: {error} Its decoder enforces Pillow's own limit; raise PIL.Image.MAX_IMAGE_PIXELS"
             ) from error
         except Exception as error:  # each decoder raises its own kinds on a broken header; another may still accept the file
             reasons.append(f"{format_}: {error}")
-    else:
-        raise ImageError(f"{name}: not an image that can be read ({'; '.join(reasons) or 'unknown format'})")
-    return _read_pillow(image, name, max_pixels)
+    raise ImageError(f"{name}: not an image that can be read ({'; '.join(reasons) or 'unknown format'})")
 
 
-def _read_pillow(image: Image.Image, name: str, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+def _pages(image: Image.Image) -> int:
+    """Pages or frames of a file whose first one has been read. The pictures beside a phone's photo (MPO) are none."""
+    if image.format == "MPO":
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # a broken later page leaves the first one whole
+        return 1
+
+
+def _read_pillow(image: Image.Image, name: str, max_pixels: int, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
     width, height = image.size
     if width == 0 or height == 0:
         raise ImageError(f"{name}: has no pixels ({width} x {height})")
@@ -120,18 +160,45 @@ def _read_pillow(image: Image.Image, name: str, max_pixels: int) -> UInt8[np.nda
             f"{name}: {width:,} x {height:,} = {width * height:,} pixels is over the limit of {max_pixels:,}; "
             "raise the limit (max_pixels) if the file can be trusted and memory allows 3 bytes a pixel"
         )
-    try:
+    stated = stated_bits(image)
+    with _damage_named(name):
         with _PILLOW_LIMIT.lifted_for(width * height):
             image.load()
         upright = _upright(image)
-        depth = _stated_depth(image)
+        packed = _packed_bits(image)
+        largest = _largest_sample(upright, image.format)
+    depth = packed or (8 if largest is None else bits_in_use(largest, stated, bit_depth, name))
+    with _damage_named(name):
         pixels = np.empty((upright.height, upright.width, 3), np.uint8)
-        rows = max(1, _STRIP_PIXELS // upright.width)
-        for top in range(0, upright.height, rows):
-            bottom = min(top + rows, upright.height)
-            strip = upright if bottom - top == upright.height else upright.crop((0, top, upright.width, bottom))
+        for top, strip in _strips(upright):
             _spread(_strip_samples(strip, image.format, depth, name), pixels[top : top + strip.height])
         return pixels
+
+
+def _read_deep_colour(
+    image: ImageFile, stream: Any, name: str, max_pixels: int, bit_depth: int | None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB of 16-bit samples. The lower 8 bits are decoded where some of them are wanted, which is in data of fewer bits."""
+    stated = stated_bits(image)
+    upper = _read_pillow(image, name, max_pixels, None)
+    highest = upper.max()
+    if bit_depth is None and stated is None and highest >= 2 ** (USUAL_DEPTHS[-1] - 8):
+        return upper
+    stream.seek(0)
+    again = _opened(stream, name)
+    decode_lower_bytes(again)
+    lower = _read_pillow(again, name, max_pixels, None)
+    largest = int(highest) << 8 | int(lower[upper == highest].max())
+    depth = bits_in_use(largest, stated, bit_depth, name)
+    lower >>= np.uint8(depth - 8)
+    upper <<= np.uint8(16 - depth)  # what is shifted out is 0: no sample has more bits
+    return upper | lower
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    try:
+        yield
     except ImageError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more on damaged data
@@ -190,19 +257,36 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _stated_depth(image: Image.Image) -> int:
-    """Bits of a 16-bit sample that are in use, by the file's own word."""
-    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, (16,))
-    return int(bits[0]) if isinstance(bits, tuple) and 8 <= bits[0] <= 16 else 16
+def _packed_bits(image: Image.Image) -> int | None:
+    """Bits that a TIFF packs into fewer than 16 a sample; Pillow keeps their value."""
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE)
+    return int(bits[0]) if isinstance(bits, tuple) and 8 <= bits[0] < 16 else None
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in parts that are small enough to be converted, from the top, each with its first row's place."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        yield top, image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
+
+
+def _is_deep_grey(image: Image.Image, format_: str | None) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and format_ in ("PNG", "PPM"))  # 16 bits that Pillow widens to 32
+
+
+def _largest_sample(image: Image.Image, format_: str | None) -> int | None:
+    """Of a grey image of 16 bits; None for others."""
+    if not _is_deep_grey(image, format_):
+        return None
+    return max(int(np.asarray(strip).max()) for _, strip in _strips(image))
 
 
 def _strip_samples(image: Image.Image, format_: str | None, depth: int, name: str) -> UInt8[np.ndarray, "height width *channels"]:
     """8-bit grey, or RGB with a third axis."""
     mode = image.mode
-    if mode.startswith("I;16"):
+    if _is_deep_grey(image, format_):
         return (np.asarray(image) >> (depth - 8)).astype(np.uint8)
-    if mode == "I" and format_ in ("PNG", "PPM"):  # 16 bits that Pillow widens to 32
-        return (np.asarray(image) >> 8).astype(np.uint8)
     if mode == "I":
         raise ImageError(f"{name}: 32-bit integer samples have no agreed range; convert the file to 8 or 16 bits a sample")
     if mode == "F":
@@ -233,14 +317,15 @@ def _flatten(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
+def _to_uint8(values: np.ndarray, name: str, bit_depth: int | None = None) -> np.ndarray:
     """Samples of any accepted type as uint8."""
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype == np.uint16:
-        return (values >> 8).astype(np.uint8)
+        depth = bits_in_use(int(values.max()), None, bit_depth, name)
+        return (values >> (depth - 8)).astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
         raise ImageError(
             f"{name}: samples must be uint8, uint16, bool or float 0..1; convert with .astype('uint8') if they are 0..255"
@@ -256,7 +341,7 @@ def _to_uint8(values: np.ndarray, name: str) -> np.ndarray:
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _read_array(array: np.ndarray, name: str) -> UInt8[np.ndarray, "height width 3"]:
+def _read_array(array: np.ndarray, name: str, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (1, 3, 4)):
         hint = (
             "; channels come last in numpy, use array.transpose(1, 2, 0)"
@@ -266,7 +351,7 @@ def _read_array(array: np.ndarray, name: str) -> UInt8[np.ndarray, "height width
         raise ImageError(f"{name}: an image has shape (height, width) or (height, width, 1, 3 or 4 channels){hint}")
     if array.size == 0:
         raise ImageError(f"{name}: has no pixels")
-    samples = _to_uint8(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name)
+    samples = _to_uint8(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array, name, bit_depth)
     if samples.ndim == 3 and samples.shape[2] == 4:
         samples = np.asarray(_flatten(Image.fromarray(np.ascontiguousarray(samples), "RGBA")))
     pixels = np.empty((*samples.shape[:2], 3), np.uint8)
@@ -274,14 +359,14 @@ def _read_array(array: np.ndarray, name: str) -> UInt8[np.ndarray, "height width
     return pixels
 
 
-def _read_tensor(tensor: Tensor) -> UInt8[np.ndarray, "height width 3"]:
+def _read_tensor(tensor: Tensor, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
     name = f"tensor {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
     values = tensor.detach().cpu()
     if values.dtype in (torch.bfloat16, torch.float16):
         values = values.float()
     if values.ndim == 3 and values.shape[0] in (1, 3, 4):
         values = values.permute(1, 2, 0)  # height width channels
-    return _read_array(values.numpy(), name)
+    return _read_array(values.numpy(), name, bit_depth)
 
 
 @dataclass(frozen=True)

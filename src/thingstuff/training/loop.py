@@ -83,6 +83,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         cache_bytes=recipe.cache_megabytes * 2**20,
+        bit_depth=recipe.bit_depth,
     )
     log = Log(folder, state.step)
     bar = tqdm(total=recipe.steps, initial=state.step, desc="train", disable=not accelerator.is_main_process, dynamic_ncols=True)
@@ -274,7 +275,7 @@ def _validate(
     broadcast(list(segmenter.model.buffers()))  # in place: statistics of norms, of which each process has its own
     segmenter.model.eval()
     with torch.random.fork_rng(devices=[]):
-        found = segmenter.stream([record.path for record in share], task=task, **judge.limits())
+        found = segmenter.stream([record.path for record in share], task=task, bit_depth=recipe.bit_depth, **judge.limits())
         bar = tqdm(found, total=len(share), desc="validate", leave=False, dynamic_ncols=True, disable=not draws)
         for index, (record, (_, segments)) in enumerate(zip(share, bar, strict=True)):
             if isinstance(segments, ImageError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from thingstuff.data.transforms import Augmentation
 from thingstuff.errors import ConfigError
 from thingstuff.models.contract import Task
+from thingstuff.structures.bit_depth import check_bit_depth
 
 REFERENCE_BATCH = 16  # images a step that `learning_rate` is meant for
 
@@ -28,6 +29,7 @@ class Recipe:
     task: str | None = None  # "instance", "panoptic" or "semantic"; None: what the model gives, where the data has it
     image_dir: str | None = None  # folder of the photos; None: where the data leads to them
     validation_image_dir: str | None = None  # likewise of the validation data; None: as image_dir
+    bit_depth: int | None = None  # bits of 16-bit images that are in use; None: as read_image finds them
     short_side: int | None = None  # pixels; None: as the model says
     long_side: int | None = None
     shrink: bool | None = None  # whether larger images are made smaller, too; None: as the model says
@@ -62,6 +64,7 @@ class Recipe:
         for name in ("warmup", "weight_decay", "pictures", "workers", "cache_megabytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_bit_depth(self.bit_depth)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to below 2**63, got {self.seed}")
         for name in ("learning_rate", "clip_gradient"):

@@ -1,0 +1,97 @@
+"""How many bits of 16-bit samples are in use: microscopes and cameras fill 10, 12 or 14 of them, from the lowest up.
+
+Read by the full range of 16 bits such an image is nearly black, so the depth is, in this order: what the caller says, what the
+file says, and what the largest sample needs. The last is a guess and comes with a `BitDepthWarning`.
+"""
+
+import sys
+import warnings
+
+from PIL.Image import Image
+from PIL.ImageFile import ImageFile
+
+from thingstuff.errors import BitDepthWarning, ConfigError, ImageError
+
+USUAL_DEPTHS = (8, 10, 12, 14)  # 8: bytes that a program has widened
+_TIFF_MAXIMUM_TAGS = (281, 341)  # MaxSampleValue, SMaxSampleValue
+_ENDS_OF_RANGES = tuple(2**bits - 1 for bits in range(8, 17))
+_PPM_FULL_RANGE = 65535
+_OTHER_BYTE_ORDER = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L"}
+
+
+def check_bit_depth(bit_depth: int | None) -> None:
+    """Raises ConfigError for a depth that 16-bit samples can't have."""
+    if bit_depth is not None and not 8 <= bit_depth <= 16:
+        raise ConfigError(f"bit_depth says how many bits of 16-bit samples are in use, from 8 to 16; got {bit_depth}")
+
+
+def stated_bits(image: Image) -> int | None:
+    """Bits in use by the file's own word, read before it is decoded.
+
+    TIFF's MaxSampleValue counts where it is the end of a range, such as 4095; programs also write an image's own maximum there.
+    PNG's sBIT doesn't count: by its definition samples fill all 16 bits whatever it says.
+    """
+    for tag in _TIFF_MAXIMUM_TAGS:
+        try:
+            value = getattr(image, "tag_v2", {}).get(tag)
+        except Exception:  # a broken tag says nothing
+            continue
+        largest = max(value, default=0) if isinstance(value, tuple) else value
+        if isinstance(largest, int | float) and largest in _ENDS_OF_RANGES:
+            return int(largest).bit_length()
+    for _, _, _, arguments in getattr(image, "tile", ()) if image.format == "PPM" else ():
+        if isinstance(arguments, tuple) and arguments[1] != _PPM_FULL_RANGE:
+            return 16  # Pillow has scaled the file's own range to the full one
+    return None
+
+
+def bits_in_use(largest: int, stated: int | None, bit_depth: int | None, name: str) -> int:
+    """Bits of an image whose largest sample this is: `bit_depth` where it is given, else as stated, else the fewest usual ones.
+
+    Raises:
+        ImageError: a sample needs more bits than `bit_depth`.
+    """
+    if bit_depth is not None:
+        if largest >= 2**bit_depth:
+            raise ImageError(
+                f"{name}: has 16-bit samples up to {largest}, more than the {2**bit_depth - 1} of {bit_depth} bits; "
+                "give the bit depth that the images have, or leave it out"
+            )
+        return bit_depth
+    if stated is not None and largest < 2**stated:
+        return stated
+    if largest == 0:  # black at any depth
+        return 16
+    bits = next((bits for bits in USUAL_DEPTHS if largest < 2**bits), 16)
+    if bits < 16:
+        warnings.warn(
+            f"{name}: no 16-bit sample exceeds {largest}, so it is read as {bits}-bit data; if that is wrong, as for a dim image "
+            "of all 16 bits or a dark one of a series, give the depth (--bit-depth, in Python bit_depth)",
+            BitDepthWarning,
+            stacklevel=2,
+        )
+    return bits
+
+
+def is_deep_colour(image: ImageFile) -> bool:
+    """Whether, not yet decoded, it is RGB of 16 bits, of which Pillow decodes the upper 8 alone."""
+    return image.mode == "RGB" and "transparency" not in image.info and bool(image.tile) and _swapped(image) is not None
+
+
+def decode_lower_bytes(image: ImageFile) -> None:
+    """Make such an image decode the lower 8 bits: those that are the upper ones in the other order of bytes."""
+    tiles = _swapped(image)
+    assert tiles is not None
+    image.tile = tiles
+
+
+def _swapped(image: ImageFile) -> list | None:
+    """What is to be decoded, each with the other order of bytes; None where it isn't RGB of 16 bits."""
+    tiles = []
+    for codec, extents, offset, arguments in image.tile:
+        first, rest = (arguments[0], arguments[1:]) if isinstance(arguments, tuple) and arguments else (arguments, None)
+        if first not in _OTHER_BYTE_ORDER:
+            return None
+        swapped = _OTHER_BYTE_ORDER[first]
+        tiles.append(type(image.tile[0])(codec, extents, offset, swapped if rest is None else (swapped, *rest)))
+    return tiles
