@@ -4,12 +4,13 @@
     python benchmarks/gpu.py --device cpu --quick    # the same on tiny images: does it all run?
 
 From 8-bit images in memory to masks in memory, as a user would run it. Nothing is downloaded. Weights are random: batch norms are
-measured on an image once, and the logits of classes and masks are widened to a standard deviation of 2, so that scores spread like
-those of trained networks. The threshold of the scores is the one that `CANDIDATES` pairs of place and class an image exceed before
-NMS, and at most `DETECTIONS` instances are kept. Networks of queries give their best 100 instances, and the threshold is the one
-that `DETECTIONS` of them exceed, a mean of two images; in panoptic maps `SEGMENTS` queries exceed it, masks begin at half of it and
-overlap as they like. A peer (torchvision, transformers) saves its weights, `thingstuff.load` reads that file, and both get the
-same images and thresholds: the masks that each returns are there to compare. The bundled models are trained and run as they are.
+measured on an image once, and the logits of classes and masks are widened to a standard deviation of 2, so that scores spread
+like those of trained networks. The threshold of the scores is the one that `CANDIDATES` pairs of place and class an image exceed
+before NMS, and at most `DETECTIONS` instances are kept. Networks of queries give their best 100 instances, and the threshold is
+the one that `DETECTIONS` of them exceed, a mean of two images; in panoptic maps `SEGMENTS` queries exceed it, masks begin at half
+of it and overlap as they like. A peer (torchvision, transformers) saves its weights, `thingstuff.load` reads that file, and both
+get the same images and thresholds: the masks that each returns are there to compare. The bundled models are trained and run as
+they are.
 
 Times are medians of interleaved runs. "Before" is what happens until the network has its input, "network" the convolutions and
 transformers; Mask R-CNN's and Panoptic FPN's end with the RPN's maps, on both sides, so that their heads on boxes are in "after".
@@ -326,11 +327,15 @@ def _transformers_networks(kind: str, machine: Machine) -> tuple[Any, Any, Segme
     settle(network, lambda: network(pixels), [network.class_predictor])
     segmenter = load_from(network.save_pretrained, "model.safetensors", machine)
     images = segmenter.preprocessing
+
+    def of_images(name: str) -> Any:  # some versions have two, of which their own factory takes the fast one
+        return getattr(transformers, f"{name}Fast", None) or getattr(transformers, name)
+
     if kind == "mask2former-r50":  # the sizes are those of the published processors
-        processor = transformers.Mask2FormerImageProcessor(size={"height": images.short_side, "width": images.short_side})
+        processor = of_images("Mask2FormerImageProcessor")(size={"height": images.short_side, "width": images.short_side})
     else:
         size = {"shortest_edge": images.short_side, "longest_edge": images.long_side}
-        processor = transformers.MaskFormerImageProcessor(size=size, size_divisor=images.pad_multiple)
+        processor = of_images("MaskFormerImageProcessor")(size=size, size_divisor=images.pad_multiple)
     return network, processor, segmenter
 
 
