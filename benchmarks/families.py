@@ -60,6 +60,9 @@ def recipe_of(options: argparse.Namespace, model: str) -> Recipe:
         data=str(options.data),
         model=model,
         out=str(options.out / model),
+        short_side=384,
+        long_side=2048,
+        shrink=False,  # microscope images are made for their scale
         augmentation=replace(AUGMENTATION, crop=(options.crop, options.crop)),
         backbone_weights=options.backbone_weights or backbone_weights(),
         steps=options.steps,

@@ -330,6 +330,24 @@ def test_losses_of_even_odds_add_up_by_hand(name: str) -> None:
     assert losses["mask"].item() == pytest.approx(1 - 2 * 16 * pixel / (384 * pixel**2 + 16 + 0.002), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_grids_divide_each_image_of_a_batch_not_its_padding(name: str) -> None:
+    model = _model(name).train()
+    heads, seen = model.heads, []
+
+    def look(pyramid: list[torch.Tensor]) -> Any:
+        seen.append([tuple(level.shape[-2:]) for level in pyramid])
+        return heads(pyramid)
+
+    model.heads = look
+    targets = [rectangles([[10, 10, 40, 40]], [0], size=size) for size in ((64, 96), (90, 70), (60, 80))]
+    losses = model.losses(torch.randn(3, 3, 96, 96), targets)
+    # 64 x 96 and 60 x 80 are both 64 x 96 when padded alone, 90 x 70 is the whole batch's 96 x 96
+    assert seen == [[(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)], [(24, 24), (12, 12), (6, 6), (3, 3), (2, 2)]]
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
 def test_mask_targets_are_the_share_of_each_cell_that_is_covered() -> None:
     mask = torch.zeros(1, 7, 9, dtype=torch.bool)
     mask[0, :2, :6] = True

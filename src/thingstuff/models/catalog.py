@@ -36,6 +36,9 @@ _LITE0_SIZES: dict[str, Any] = {
 _LITE0_LIMITS: dict[str, Any] = {"proposals_per_level": 500, "proposals": 500}
 MASK_RCNN_LITE0 = MaskRCNNConfig(**_LITE0_SIZES, thresholds=Thresholds(**_LITE0_LIMITS))
 _LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=384, long_side=2048, shrink=False)
+_LITE0_PHOTOS = replace(
+    _LITE0_IMAGES, long_side=640, shrink=True
+)  # in photographs what is near is large, in a microscope nothing is
 
 _MASK_RCNN_TINY_SIZES: dict[str, Any] = {
     "backbone": BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))),
@@ -228,10 +231,10 @@ CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
         replace(PANOPTIC_FPN_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)),
         _IMAGENET,
     ),
-    "panoptic-fpn-lite0": (PanopticFPN, PANOPTIC_FPN_LITE0, _LITE0_IMAGES),
+    "panoptic-fpn-lite0": (PanopticFPN, PANOPTIC_FPN_LITE0, _LITE0_PHOTOS),
     "panoptic-fpn-tiny": (PanopticFPN, PANOPTIC_FPN_TINY, _TINY),
     "solo-r50": (SOLO, SOLO_R50, _IMAGENET),
-    "solo-lite0": (SOLO, SOLO_LITE0, _LITE0_IMAGES),
+    "solo-lite0": (SOLO, SOLO_LITE0, _LITE0_PHOTOS),
     "solo-tiny": (SOLO, SOLO_TINY, _TINY),
     "decoupled-solo-r50": (DecoupledSOLO, DECOUPLED_SOLO_R50, _IMAGENET),
     "decoupled-solo-light-r50": (
@@ -239,20 +242,20 @@ CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
         replace(DECOUPLED_SOLO_R50, head_convs=4, shared_convs=True, scale_ranges=_512_RANGES),
         replace(_IMAGENET, short_side=512, long_side=852),
     ),
-    "decoupled-solo-lite0": (DecoupledSOLO, DECOUPLED_SOLO_LITE0, _LITE0_IMAGES),
+    "decoupled-solo-lite0": (DecoupledSOLO, DECOUPLED_SOLO_LITE0, _LITE0_PHOTOS),
     "decoupled-solo-tiny": (DecoupledSOLO, DECOUPLED_SOLO_TINY, _TINY),
     "solov2-r50": (SOLOv2, SOLOV2_R50, _IMAGENET),
     "solov2-r101": (SOLOv2, replace(SOLOV2_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _IMAGENET),
     "solov2-light-r18": (SOLOv2, replace(SOLOV2_LIGHT_R50, backbone=BackboneConfig("resnet18", frozen_norms=True)), _448),
     "solov2-light-r34": (SOLOv2, replace(SOLOV2_LIGHT_R50, backbone=BackboneConfig("resnet34", frozen_norms=True)), _448),
     "solov2-light-r50": (SOLOv2, SOLOV2_LIGHT_R50, _448),
-    "solov2-lite0": (SOLOv2, SOLOV2_LITE0, _LITE0_IMAGES),
-    "solov2-lite2": (SOLOv2, SOLOV2_LITE2, _LITE0_IMAGES),
+    "solov2-lite0": (SOLOv2, SOLOV2_LITE0, _LITE0_PHOTOS),
+    "solov2-lite2": (SOLOv2, SOLOV2_LITE2, _LITE0_PHOTOS),
     "solov2-tiny": (SOLOv2, SOLOV2_TINY, _TINY),
     "yolact-r50": (Yolact, YOLACT_R50, _550),
     "yolact-r101": (Yolact, replace(YOLACT_R50, backbone=BackboneConfig("resnet101", frozen_norms=True)), _550),
-    "yolact-lite0": (Yolact, YOLACT_LITE0, _LITE0_IMAGES),
-    "yolact-lite2": (Yolact, YOLACT_LITE2, _LITE0_IMAGES),
+    "yolact-lite0": (Yolact, YOLACT_LITE0, _LITE0_PHOTOS),
+    "yolact-lite2": (Yolact, YOLACT_LITE2, _LITE0_PHOTOS),
     "yolact-tiny": (Yolact, YOLACT_TINY, _TINY),
     "mask2former-r50": (Mask2Former, MASK2FORMER_R50, _IMAGENET),
     "mask2former-r101": (
@@ -268,7 +271,7 @@ CATALOG: dict[str, tuple[type[Model], Any, Preprocessing]] = {
         replace(MASK2FORMER_R50, backbone=_swin("swin_large_patch4_window12_384"), queries=200),
         _IMAGENET,
     ),
-    "mask2former-lite0": (Mask2Former, MASK2FORMER_LITE0, _LITE0_IMAGES),
+    "mask2former-lite0": (Mask2Former, MASK2FORMER_LITE0, _LITE0_PHOTOS),
     "mask2former-tiny": (Mask2Former, MASK2FORMER_TINY, _TINY),
     "maskformer-r50": (MaskFormer, MASKFORMER_R50, _IMAGENET),
     "maskformer-swin-t": (

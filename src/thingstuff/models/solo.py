@@ -267,7 +267,13 @@ class GridModel(Model):
     """A network whose ``Predictions`` hold ``categories``, logits of each level's grid cells, and something to make masks of."""
 
     config: Any
+    backbone: Backbone
+    neck: FPN
     loss_weights: ClassVar[Mapping[str, float]] = {"mask": 3.0}  # lambda of equation 3
+
+    @abstractmethod
+    def heads(self, pyramid: Sequence[Float[Tensor, "batch channels _ _"]]) -> Any:
+        """What the network says of P2..P6."""
 
     @abstractmethod
     def mask_size(self, predictions: Any) -> tuple[int, int]:
@@ -390,27 +396,44 @@ class GridModel(Model):
     # Losses
 
     def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
-        """Focal loss of the categories and dice loss of the positive cells' masks, unweighted (section 3.3.1, equations 3-5)."""
-        predictions = self(images)
-        height, width = images.shape[-2:]
-        cells = [assign_grid_cells(target, (height, width), self.config) for target in targets]
+        """Focal loss of the categories and dice loss of the positive cells' masks, unweighted (section 3.3.1, equations 3-5).
+
+        Grids divide each image as when it comes alone, not the batch: a cell trained for one place would be asked for another
+        where padding differs. The originals divide the batch, which they make of images of like shapes.
+        """
+        pyramid = self.neck(self.backbone(images))
+        extents = [_padded_alone(target.size, (int(images.shape[-2]), int(images.shape[-1]))) for target in targets]
+        category, mask, idle, positives = [], [], [], 0
+        for extent in dict.fromkeys(extents):
+            members = [image for image, other in enumerate(extents) if other == extent]
+            predictions = self.heads(_cut(pyramid, members, extent))
+            some = [targets[image] for image in members]
+            cells = [assign_grid_cells(target, extent, self.config) for target in some]
+            positives = positives + torch.stack([(cell.objects >= 0).sum() for cell in cells]).sum()
+            category.append(self._category_loss(predictions, cells, some))
+            mask += self._mask_losses(predictions, cells, some)
+            idle.append(self.untrained(predictions))
+        masks = torch.cat([images.new_zeros(0, dtype=torch.float32), *mask])
         return {
-            "category": self._category_loss(predictions, cells, targets),
-            "mask": self._mask_loss(predictions, cells, targets),
+            "category": torch.stack(category).sum() / (positives + 1),
+            "mask": masks.sum() / max(len(masks), 1) + torch.stack(idle).sum(),
         }
 
     def _category_loss(self, predictions: Any, cells: Sequence[CellTargets], targets: Sequence[Targets]) -> Float[Tensor, ""]:
+        """The sum over cells and classes."""
         logits = by_cell(predictions.categories)  # batch cells classes
         truth = torch.zeros_like(logits)
         for image, (cell, target) in enumerate(zip(cells, targets, strict=True)):
             positive = (cell.objects >= 0).nonzero().squeeze(1)
             truth[image, positive, target.classes[cell.objects[positive]]] = 1.0
         counted = ~torch.stack([cell.ignored for cell in cells])
-        positives = torch.stack([(cell.objects >= 0).sum() for cell in cells]).sum()
-        return (focal_loss(logits, truth) * counted[..., None]).sum() / (positives + 1)
+        return (focal_loss(logits, truth) * counted[..., None]).sum()
 
-    def _mask_loss(self, predictions: Any, cells: Sequence[CellTargets], targets: Sequence[Targets]) -> Float[Tensor, ""]:
-        losses = [predictions.categories[0].new_zeros(0, dtype=torch.float32)]
+    def _mask_losses(
+        self, predictions: Any, cells: Sequence[CellTargets], targets: Sequence[Targets]
+    ) -> list[Float[Tensor, " _"]]:
+        """One of each positive cell."""
+        losses = []
         for image, (cell, target) in enumerate(zip(cells, targets, strict=True)):
             positive = (cell.objects >= 0).nonzero().squeeze(1)
             if len(positive) > self.config.mask_samples:
@@ -420,10 +443,27 @@ class GridModel(Model):
                 objects, which = cell.objects[positive[here]].unique(return_inverse=True)
                 truth = shrink_masks(target.masks[objects], masks.shape[-2:], mask_stride(level, self.coarse_masks))
                 losses.append(dice_loss(masks, truth[which]))
-        values = torch.cat(losses)
-        return values.sum() / max(len(values), 1) + self.untrained(predictions)
+        return losses
 
     coarse_masks = True  # whether coarser levels have masks of coarser stride
+
+
+def _padded_alone(size: tuple[int, int], batch: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an image that is padded for itself."""
+    height, width = (min(-(-side // STRIDES[-1]) * STRIDES[-1], most) for side, most in zip(size, batch, strict=True))
+    return height, width
+
+
+def _cut(
+    pyramid: Sequence[Float[Tensor, "batch channels _ _"]], images: Sequence[int], extent: tuple[int, int]
+) -> list[Float[Tensor, "images channels _ _"]]:
+    """P2..P6 of some images of a batch, as far as these reach."""
+    rows, columns = (-(-side // 4) for side in extent)
+    levels = []
+    for level in pyramid:
+        levels.append(level[list(images), :, :rows, :columns])
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+    return levels
 
 
 def mask_stride(level: int, coarse: bool) -> int:
@@ -475,7 +515,10 @@ class SOLO(GridModel):
         self.kernels = nn.ModuleList(last_conv(config.head_channels, side * side, 1) for side in config.grids)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Predictions:
-        levels = level_maps(self.neck(self.backbone(images)))  # strides 8, 8, 16, 32, 32
+        return self.heads(self.neck(self.backbone(images)))
+
+    def heads(self, pyramid: Sequence[Float[Tensor, "batch channels _ _"]]) -> Predictions:
+        levels = level_maps(pyramid)  # strides 8, 8, 16, 32, 32
         grids = [resize(level, (side, side)) for level, side in zip(levels, self.config.grids, strict=True)]
         return Predictions(
             tuple(self.categories(self.category_branch(grid)) for grid in grids),
@@ -532,7 +575,10 @@ class DecoupledSOLO(GridModel):
         self.rows = nn.ModuleList(last_conv(width, side, 3) for side in config.grids)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> DecoupledPredictions:
-        levels = level_maps(self.neck(self.backbone(images)))  # strides 8, 8, 16, 32, 32
+        return self.heads(self.neck(self.backbone(images)))
+
+    def heads(self, pyramid: Sequence[Float[Tensor, "batch channels _ _"]]) -> DecoupledPredictions:
+        levels = level_maps(pyramid)  # strides 8, 8, 16, 32, 32
         grids = [resize(level, (side, side)) for level, side in zip(levels, self.config.grids, strict=True)]
         columns, rows = [], []
         for level, column_conv, row_conv in zip(levels, self.columns, self.rows, strict=True):

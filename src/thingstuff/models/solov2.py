@@ -8,6 +8,7 @@ image -> backbone C2..C5 -> FPN P2..P6 -+-> each level, with coordinates, resize
 cells above a score, highest among their neighbours -> their kernels on the mask feature -> masks -> Matrix NMS -> instances
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +81,7 @@ class MaskFeature(nn.Module):
             if isinstance(part, ConvNorm):
                 nn.init.kaiming_normal_(part.conv.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pyramid: list[Float[Tensor, "batch _ _ _"]]) -> Float[Tensor, "batch channels height width"]:
+    def forward(self, pyramid: Sequence[Float[Tensor, "batch _ _ _"]]) -> Float[Tensor, "batch channels height width"]:
         total = torch.zeros((), device=pyramid[0].device)
         for level, convs in enumerate(self.levels):
             assert isinstance(convs, nn.ModuleList)
@@ -113,7 +114,9 @@ class SOLOv2(GridModel):
         self.kernels = last_conv(config.head_channels, config.kernel_channels, 3)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Predictions:
-        pyramid = self.neck(self.backbone(images))
+        return self.heads(self.neck(self.backbone(images)))
+
+    def heads(self, pyramid: Sequence[Float[Tensor, "batch channels _ _"]]) -> Predictions:
         grids = [
             resize(torch.cat([level, coordinates(level)], dim=1), (side, side))
             for level, side in zip(level_maps(pyramid), self.config.grids, strict=True)
