@@ -110,6 +110,16 @@ def test_published_weights_that_cannot_be_had_are_an_error_with_words(
         train(_recipe(shapes, tmp_path / "run", backbone_weights="imagenet"))
 
 
+def test_truncated_photos_are_all_named_before_training(shapes: Path, tmp_path: Path) -> None:
+    broken = [shapes / "images" / name for name in ("shape-1.png", "shape-2.png")]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:3000])  # their headers still tell the size
+    with pytest.raises(AnnotationError, match=r"instances_train\.json: 2 problems") as error:
+        train(_recipe(shapes, tmp_path / "run", data=str(shapes)))
+    assert all(str(path) in str(error.value) for path in broken)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_has_no_splits(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="is one file and has no split 'val'"):
         train(_recipe(shapes, tmp_path / "run", split="val"))

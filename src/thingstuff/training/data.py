@@ -6,6 +6,7 @@ from pathlib import Path
 from thingstuff.data.folders import check_photos, has_panoptic, open_dataset, open_panoptic, splits_of
 from thingstuff.data.panoptic_objects import merged_by_class, panoptic_as_objects, things_alone
 from thingstuff.data.records import InstanceDataset
+from thingstuff.data.whole_files import check_whole
 from thingstuff.errors import ConfigError, TrainingError
 from thingstuff.models.contract import Task
 from thingstuff.training.recipe import Recipe
@@ -36,10 +37,10 @@ def choose_task(recipe: Recipe, tasks: tuple[Task, ...], own: Task) -> Task:
 
 
 def open_data(recipe: Recipe, task: Task, trained_as: Task) -> RunData:
-    """The training data in the form `trained_as`, the validation data in that of `task`.
+    """The training data in the form `trained_as`, the validation data in that of `task`; no photo is truncated.
 
     Raises:
-        AnnotationError: the data is broken; the file and the id are named.
+        AnnotationError: the data is broken; the file and the id are named, of photos all that are broken.
         ConfigError: the data has no panoptic maps and the task needs them.
         TrainingError: there is nothing to learn, or the two have different categories.
     """
@@ -53,6 +54,7 @@ def open_data(recipe: Recipe, task: Task, trained_as: Task) -> RunData:
     elif recipe.validation_split or ("val" in splits and split not in (None, "val")):
         validation = _open(folder, recipe.validation_split or "val", trained_as, validation_folder)
     else:
+        check_whole([training], recipe.bit_depth)
         return RunData(training, None)
     if validation.categories.ids != training.categories.ids:
         raise TrainingError(
@@ -61,6 +63,7 @@ def open_data(recipe: Recipe, task: Task, trained_as: Task) -> RunData:
         )
     if recipe.validation_images is not None:
         validation = replace(validation, records=validation.records[: recipe.validation_images])
+    check_whole([training, validation], recipe.bit_depth)
     return RunData(training, _in_form_of(task, trained_as, validation))
 
 
