@@ -227,7 +227,7 @@ def ours(segmenter: Segmenter, score: float | None, detections: int | None, task
     return Side(
         segmenter.model,
         segmenter.model,
-        lambda pictures: segmenter.preprocessing.batch([read_image(picture) for picture in pictures]).to(segmenter.device),
+        lambda pictures: segmenter.preprocessing.batch([read_image(picture) for picture in pictures], device=segmenter.device),
         lambda batch: segmenter.model(batch.pixels.contiguous(memory_format=torch.channels_last)),
         whole,
     )

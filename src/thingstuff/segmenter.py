@@ -105,7 +105,7 @@ class Segmenter:
         result: list[Segments] = []
         for start in range(0, len(images), batch_size):
             pictures = [read_image(source, max_pixels, bit_depth) for source in images[start : start + batch_size]]
-            batch = self.preprocessing.batch(pictures)
+            batch = self.preprocessing.batch(pictures, device=self.device)
             found = self.segment(batch, thresholds=limits)
             result += [replace(segments, image=picture) for segments, picture in zip(found, pictures, strict=True)]
         return result
@@ -148,7 +148,7 @@ class Segmenter:
                 except ImageError as error:
                     pictures.append(error)
             readable = [picture for picture in pictures if not isinstance(picture, ImageError)]
-            return pictures, self.preprocessing.batch(readable) if readable else None
+            return pictures, self.preprocessing.batch(readable, device=self.device) if readable else None
 
         def results(chunk: list[Any], future: Future) -> Iterator[tuple[Any, list[Segments] | ImageError]]:
             pictures, batch = future.result()

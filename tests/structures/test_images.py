@@ -644,6 +644,11 @@ def test_a_batch_is_normalised_and_padded_with_zeros_at_the_right_and_the_bottom
     assert batch.pixels[0, :, 2:].abs().sum() == batch.pixels[0, :, :, 5:].abs().sum() == 0
 
 
+@pytest.mark.parametrize("resize", Resize)
+def test_a_batch_is_made_on_the_device_where_the_network_is(resize: Resize):
+    assert unit(4, 20, resize).batch([noise(8, 9)], device="meta").pixels.device.type == "meta"
+
+
 def test_images_resized_before_are_taken_as_they_are():
     batch = Preprocessing(short_side=800).batch([np.zeros((20, 30, 3), np.uint8)], resize=False, original_sizes=[(200, 300)])
     assert batch.sizes == (ImageSize(input=(20, 30), original=(200, 300)),)

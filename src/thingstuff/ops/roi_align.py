@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 FARTHEST = 2.0**24  # cells; whole numbers up to here are exact in float32
 TAPS_FORWARD = 2**17  # taps at a time, and
 SUM_BYTES = 2**22  # sums at a time: small enough for the processor's cache and for memory to be used again
+ON_GPU = 2**5  # times as many of both at a time on a GPU, which takes as long to begin with few as with many
 TAPS_BACKWARD = 2**22  # the gradient is added up over the whole map once for so many taps; about 200 MB
 
 
@@ -308,9 +309,9 @@ class _MergedSums(torch.autograd.Function):
         channels, like = levels[0].shape[1], levels[0]
         table = _table(levels)
         out = _empty((windows.count, channels, *bins), like.dtype, like.device, _memory_format(like))
-        most_rois = SUM_BYTES // (table.element_size() * channels * bins[0] * bins[1])
+        most_rois = _at_a_time(SUM_BYTES, like.device) // (table.element_size() * channels * bins[0] * bins[1])
         rows, columns = _merge(windows.y, bins[0], sampling_ratio), _merge(windows.x, bins[1], sampling_ratio)
-        for part, indices, in_bag, weights in _parts(windows, rows, columns, TAPS_FORWARD, most_rois):
+        for part, indices, in_bag, weights in _parts(windows, rows, columns, _at_a_time(TAPS_FORWARD, like.device), most_rois):
             sums = F.embedding_bag(indices, table, _starts(in_bag), mode="sum", per_sample_weights=weights)
             out[part].permute(0, 2, 3, 1).copy_(sums.view(-1, *bins, channels))
         return out
@@ -357,6 +358,10 @@ def _parts(
     yield slice(start, windows.count), *_cross(windows, rows, columns, slice(start, windows.count))
 
 
+def _at_a_time(most: int, device: torch.device) -> int:
+    return most if device.type == "cpu" else most * ON_GPU
+
+
 def _table(levels: Sequence[Tensor]) -> Tensor:
     channels = levels[0].shape[1]
     if len(levels) == 1 and levels[0].dtype == _summed_in(levels[0]):
@@ -373,7 +378,7 @@ def _table(levels: Sequence[Tensor]) -> Tensor:
 def _slabs(levels: Sequence[Tensor]) -> Iterator[Tensor]:
     """The maps in the order of the table's rows, a few rows of an image at a time, seen as height x width x channels."""
     for level in levels:
-        rows = max(1, SUM_BYTES // (4 * level.shape[1] * level.shape[3]))
+        rows = max(1, _at_a_time(SUM_BYTES, level.device) // (4 * level.shape[1] * level.shape[3]))
         for image in level.permute(0, 2, 3, 1):
             yield from image.split(rows)
 

@@ -471,16 +471,18 @@ class Preprocessing:
         images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
         resize: bool = True,
         original_sizes: Sequence[tuple[int, int]] | None = None,
+        device: torch.device | str = "cpu",
     ) -> ImageBatch:
         """Resize, normalise and pad RGB images into one batch.
 
         With `resize=False` images are taken as resized already, as training transforms do; `original_sizes` says what they were.
+        Images reach `device` in 8 bits, a quarter of what the network takes, and what is done in floats is done there.
         """
         if len(images) == 0:
             raise SizeError("a batch needs at least one image")
         if original_sizes is not None and len(original_sizes) != len(images):
             raise SizeError(f"{len(images)} images need as many original sizes, got {len(original_sizes)}")
-        prepared = [self._prepare(image, resize) for image in images]
+        prepared = [self._prepare(image, resize, device) for image in images]
         sizes = tuple(
             ImageSize(
                 input=(int(pixels.shape[1]), int(pixels.shape[2])),
@@ -489,35 +491,47 @@ class Preprocessing:
             for position, (pixels, image) in enumerate(zip(prepared, images, strict=True))
         )
         height, width = (_round_up(max(size.input[side] for size in sizes), self.pad_multiple) for side in (0, 1))
-        padded = torch.zeros(len(prepared), 3, height, width)
+        padded = torch.zeros(len(prepared), 3, height, width, device=device)
         for target, pixels in zip(padded, prepared, strict=True):
-            target[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+            inside = target[:, : pixels.shape[1], : pixels.shape[2]]
+            inside.copy_(pixels)
+            if pixels.dtype == torch.uint8:
+                self._normalise(inside)
         return ImageBatch(padded, sizes)
 
-    def _prepare(self, image: UInt8[np.ndarray, "_ _ 3"], resize: bool) -> Float[Tensor, "3 _ _"]:
-        """One image resized and normalised."""
+    def _prepare(
+        self, image: UInt8[np.ndarray, "_ _ 3"], resize: bool, device: torch.device | str
+    ) -> UInt8[Tensor, "3 _ _"] | Float[Tensor, "3 _ _"]:
+        """One image resized: in 8 bits, or normalised already where that comes first."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise SizeError(
                 f"a batch is made of uint8 arrays (height, width, 3), got {image.dtype} {image.shape}; read_image gives them"
             )
         size = self.input_size(int(image.shape[0]), int(image.shape[1])) if resize else image.shape[:2]
         if size == image.shape[:2]:
-            return self._normalise(image)
+            return _on_device(image, device)
         if self.resize is Resize.TORCHVISION:
-            return torch.nn.functional.interpolate(self._normalise(image)[None], size=size, mode="bilinear", align_corners=False)[
-                0
-            ]
+            pixels = _on_device(image, device).float()
+            self._normalise(pixels)
+            return torch.nn.functional.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)[0]
         if self.resize is Resize.PILLOW:
-            return self._normalise(np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)))
+            resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            return _on_device(np.asarray(resized), device)
         if self.resize is Resize.OPENCV:
-            return self._normalise(_resize_as_opencv(image, size))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # 1 3 height width, channels last in memory
-        resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-        return self._normalise(resized[0].permute(1, 2, 0).numpy())
+            return _on_device(_resize_as_opencv(image, size), device)
+        pixels = _on_device(image, "cpu")[None]  # channels last in memory
+        return torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)[0].to(
+            device
+        )
 
-    def _normalise(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 height width"]:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()  # 3 height width
-        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+    def _normalise(self, pixels: Float[Tensor, "3 height width"]) -> None:
+        """In place."""
+        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.std))
+        pixels.sub_(mean).div_(std)
+
+
+def _on_device(image: UInt8[np.ndarray, "height width 3"], device: torch.device | str) -> UInt8[Tensor, "3 height width"]:
+    return torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
 
 
 def _round_up(side: int, multiple: int) -> int:
