@@ -36,6 +36,15 @@ def unfolded(backbone: Backbone) -> list[torch.Tensor]:
     return [level.detach() for level in backbone(IMAGE)]  # gradients on: the network as it is
 
 
+def test_a_first_call_in_bfloat16_folds_as_well():
+    backbone = lively("resnet18")
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert backbone(IMAGE)[0].dtype == torch.bfloat16
+    assert backbone._folded is not None
+    assert backbone._folded[1] is not backbone.body
+    torch.testing.assert_close(outcome(backbone), unfolded(backbone), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnext26ts", "tf_efficientnet_lite0", "mobilenetv3_small_050", "regnety_002"])
 def test_the_levels_are_the_same_and_norms_are_gone(name: str):
     backbone = lively(name)

@@ -65,6 +65,12 @@ def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(np.stack(_dense(masks, (130, 190), 0.5, *steps)), np.stack(whole))
 
 
+def test_masks_of_16_bits_are_enlarged_in_32() -> None:
+    masks, steps = _blobs(2, 12, 16).bfloat16(), [((48, 64), (48, 64))]
+    for half, single in zip(upsample_crops(masks, steps), upsample_crops(masks.float(), steps), strict=True):
+        assert (half[0] == single[0]).all()
+
+
 def test_no_masks_give_no_crops() -> None:
     assert list(upsample_crops(torch.zeros(0, 4, 4), [((16, 16), (16, 16))])) == []
 

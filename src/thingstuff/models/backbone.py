@@ -139,7 +139,8 @@ class Backbone(nn.Module):
             return self.body
         state = tuple((weight.data_ptr(), weight._version, weight.device, weight.dtype) for weight in weights)
         if self._folded is None or self._folded[0] != state:
-            self._folded = (state, folded(self.body))
+            with torch.autocast(weights[0].device.type, enabled=False):  # the copy outlives this call's precision
+                self._folded = (state, folded(self.body))
         return self._folded[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Backbone":
@@ -314,4 +315,6 @@ class _SameConv(nn.Module):
 
 
 def _near(old: Tensor, new: Tensor) -> bool:
-    return bool((old - new).abs().max() <= 1e-3 * old.abs().max())
+    # convolutions on a GPU may round their inputs to 10 bits (TF32)
+    tolerance = 1e-3 if old.device.type == "cpu" else 1e-2
+    return bool((old - new).abs().max() <= tolerance * old.abs().max())

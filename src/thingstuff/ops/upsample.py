@@ -107,7 +107,7 @@ def _crops(
     down = _weights(masks.shape[1], [(size[0], kept[0]) for size, kept in steps])
     across = _weights(masks.shape[2], [(size[1], kept[1]) for size, kept in steps])
     reach_down, reach_across = _reach(down), _reach(across)
-    for cells in masks.cpu().numpy():
+    for cells in masks.float().cpu().numpy():  # numpy has no bfloat16, which autocast makes of products
         high = cells > threshold
         rows = _touched(reach_down, high.any(axis=1))
         columns = _touched(reach_across, high.any(axis=0))
