@@ -58,6 +58,30 @@ def test_two_names_that_become_one_are_a_misfit():
         convert({"a": torch.ones(1), "b": torch.ones(1)}, rules, {"c": (1,)}, "a.pth")
 
 
+_PARTS = tuple(Rule(rf"{name}\.(weight|bias)", r"joined.\1", part=(number, 3)) for number, name in enumerate("qkv"))
+
+
+def test_parts_are_joined_in_their_order_whatever_the_files():
+    foreign = {"v.weight": torch.full((2, 3), 3.0), "q.weight": torch.full((1, 3), 1.0), "k.weight": torch.full((1, 3), 2.0)}
+    found = convert(foreign, _PARTS, {"joined.weight": (4, 3)}, "file")
+    assert found["joined.weight"][:, 0].tolist() == [1.0, 2.0, 3.0, 3.0]
+
+
+def test_parts_that_are_missing_twice_there_or_of_several_widths_are_misfits():
+    parts = {f"{name}.bias": torch.zeros(2) for name in "qkv"}
+    for change, message in (
+        ({"k.bias": None}, r"q\.bias and v\.bias: not the 3 parts that make joined\.bias"),
+        ({"k.bias": torch.zeros(2, 2)}, r"q\.bias and k\.bias and v\.bias: not the 3 parts"),
+        ({"k.bias": torch.tensor(0.0)}, r"q\.bias and k\.bias and v\.bias: not the 3 parts"),
+    ):
+        foreign = {name: value for name, value in (parts | change).items() if value is not None}
+        with pytest.raises(CheckpointError, match=message):
+            convert(foreign, _PARTS, {"joined.bias": (6,)}, "file")
+    again = (*_PARTS, Rule(r"other\.(bias)", r"joined.\1", part=(1, 3)))
+    with pytest.raises(CheckpointError, match=r"other\.bias and k\.bias both become joined\.bias"):
+        convert(parts | {"other.bias": torch.zeros(2)}, again, {"joined.bias": (6,)}, "file")
+
+
 def test_a_rule_must_match_the_whole_name():
     with pytest.raises(CheckpointError, match=r"stem\.weight_g: no rule knows it"):
         convert({"stem.weight_g": torch.ones(1)}, RULES, {}, "a.pth")

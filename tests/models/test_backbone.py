@@ -121,3 +121,38 @@ def test_leaky_relus_take_the_slope_stated() -> None:
     backbone = Backbone(BackboneConfig("darknet53", leaky_slope=0.1))
     slopes = {module.negative_slope for module in backbone.body.modules() if isinstance(module, torch.nn.LeakyReLU)}
     assert slopes == {0.1}
+
+
+_SMALL_SWIN = (("embed_dim", 16), ("depths", (1, 2, 2, 1)), ("num_heads", (1, 1, 2, 2)), ("window_size", 4))
+
+
+def _swin(**changes: bool) -> Backbone:
+    torch.manual_seed(0)
+    return Backbone(BackboneConfig("swin_tiny_patch4_window7_224", _SMALL_SWIN, **changes)).eval()
+
+
+def test_windows_of_the_authors_are_padded_before_they_are_shifted() -> None:
+    """Where they divide every level there is nothing to pad, and timm's own windows of full size answer alike."""
+    theirs = _swin(original_windows=True)
+    own = Backbone(BackboneConfig("swin_tiny_patch4_window7_224", (*_SMALL_SWIN, ("always_partition", True)))).eval()
+    own.load_state_dict(theirs.state_dict())
+    whole, ragged = torch.randn(1, 3, 128, 256), torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        for ours, timms in zip(theirs(whole), own(whole), strict=True):
+            torch.testing.assert_close(ours, timms)
+        different = [not torch.allclose(ours, timms) for ours, timms in zip(theirs(ragged), own(ragged), strict=True)]
+    assert different == [False, False, True, True]  # 6 x 10 cells are no multiples of 4, 24 x 40 and 12 x 20 are
+
+
+def test_windows_of_the_authors_need_a_swin() -> None:
+    with pytest.raises(ConfigError, match="original_windows needs a Swin transformer; resnet18 is none"):
+        BackboneConfig("resnet18", original_windows=True)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_level_norms_leave_each_cell_with_mean_0_and_variance_1(name: str) -> None:
+    options = _SMALL_SWIN if name.startswith("swin") else ()
+    levels = Backbone(BackboneConfig(name, options, level_norms=True)).eval()(torch.randn(1, 3, 64, 96))
+    for level in levels:
+        torch.testing.assert_close(level.mean(dim=1), torch.zeros_like(level[:, 0]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(level.var(dim=1, correction=0), torch.ones_like(level[:, 0]), atol=0.02, rtol=0)

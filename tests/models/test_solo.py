@@ -348,19 +348,9 @@ def test_grids_divide_each_image_of_a_batch_not_its_padding(name: str) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
-def test_mask_targets_are_the_share_of_each_cell_that_is_covered() -> None:
-    mask = torch.zeros(1, 7, 9, dtype=torch.bool)
-    mask[0, :2, :6] = True
-    share = solo.shrink_masks(mask, (2, 3), 4)
-    assert share[0].tolist() == [[0.5, 0.25, 0.0], [0.0, 0.0, 0.0]]
-
-
 def test_an_object_smaller_than_a_mask_pixel_still_has_a_target() -> None:
     losses = _model("solov2").train().losses(torch.randn(1, 3, 64, 96), [rectangles([[31, 31, 32, 32]], [0])])
     assert 0 < losses["mask"] <= 1
-    mask = torch.zeros(1, 64, 96, dtype=torch.bool)
-    mask[0, 31, 31] = True
-    assert solo.shrink_masks(mask, (16, 24), 4).sum() == 1 / 16
 
 
 @pytest.mark.parametrize("name", CONFIGS)

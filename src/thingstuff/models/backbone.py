@@ -64,6 +64,8 @@ class BackboneConfig:
             raise ConfigError(f'deformable_kind must be "v1" or "v2" for the deformable blocks {self.deformable}')
         if self.deformable_groups < 1:
             raise ConfigError(f"deformable_groups must be at least 1, got {self.deformable_groups}")
+        if self.original_windows and not self.name.startswith("swin_"):
+            raise ConfigError(f"original_windows needs a Swin transformer; {self.name} is none")
 
 
 class Backbone(nn.Module):
@@ -98,7 +100,7 @@ class Backbone(nn.Module):
         for block in config.deformable:
             _make_deformable(self.body, block, config)
         if config.original_windows:
-            _pad_before_shift(self.body, config.name)
+            _pad_before_shift(self.body)
         if config.level_norms:
             self.level_norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
         for module in self.body.modules():
@@ -208,12 +210,10 @@ class _PaddedFirst(SwinTransformerBlock):
         return super()._attn(padded)[:, :height, :width]
 
 
-def _pad_before_shift(body: nn.Module, name: str) -> None:
-    blocks = [module for module in body.modules() if type(module) is SwinTransformerBlock]
-    if not blocks:
-        raise ConfigError(f"original_windows needs a Swin transformer; {name} is none")
-    for block in blocks:
-        block.__class__ = _PaddedFirst  # the same parts under the same names
+def _pad_before_shift(body: nn.Module) -> None:
+    for module in body.modules():
+        if type(module) is SwinTransformerBlock:
+            module.__class__ = _PaddedFirst  # the same parts under the same names
 
 
 def _make_deformable(body: nn.Module, name: str, config: BackboneConfig) -> None:
