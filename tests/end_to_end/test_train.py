@@ -98,6 +98,42 @@ def test_resuming_with_another_recipe_names_what_differs(shapes: Path, tmp_path:
         )
 
 
+def test_the_backbone_learns_at_its_share_of_the_rate(shapes: Path, tmp_path: Path) -> None:
+    """AdamW's first step moves a weight by the learning rate, whatever its gradient, unless that is about nothing."""
+    start = tmp_path / "start" / "last.safetensors"
+    train(_recipe(shapes, start.parent, steps=1, validate_every=100))
+    once = _recipe(
+        shapes, tmp_path / "run", steps=1, validate_every=100, model=str(start), weight_decay=0.0, ema=0.0, backbone_rate=0.1
+    )
+    train(once)
+    before, after = load_file(start), load_file(tmp_path / "run" / "last.safetensors")
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before if name.endswith(".weight")}
+    rate = once.learning_rate_at(0)
+    for is_backbone, factor in ((True, 0.1), (False, 1.0)):
+        most = max(value for name, value in moved.items() if name.startswith("backbone.") is is_backbone)
+        assert most == pytest.approx(factor * rate, rel=0.02)  # the rounding of weights of about 1 is 0.005 of the smaller
+
+
+def test_a_run_from_before_the_backbone_had_a_rate_goes_on_at_the_common_one(shapes: Path, tmp_path: Path) -> None:
+    older, whole = tmp_path / "older", tmp_path / "whole"
+    train(_recipe(shapes, older, steps=2, validate_every=100))
+    content = json.loads((older / "recipe.json").read_text())
+    assert content.pop("backbone_rate") == 1.0
+    (older / "recipe.json").write_text(json.dumps(content))
+    state = torch.load(older / "state.pt", weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        assert group.pop("factor") == 1.0
+    torch.save(state, older / "state.pt")
+
+    longer = _recipe(shapes, older, steps=4, validate_every=100)
+    with pytest.raises(TrainingError, match=r"another recipe: backbone_rate was 1\.0, is 0\.1; repeat its command"):
+        train(replace(longer, backbone_rate=0.1), resume=True)
+    train(longer, resume=True)
+    train(_recipe(shapes, whole, steps=2, validate_every=100))
+    train(replace(longer, out=str(whole)), resume=True)
+    assert (older / "log.csv").read_text() == (whole / "log.csv").read_text()
+
+
 def test_a_broken_state_is_an_error_with_words(shapes: Path, tmp_path: Path) -> None:
     recipe = _recipe(shapes, tmp_path / "run", steps=1, validate_every=100)
     train(recipe)

@@ -106,3 +106,13 @@ def test_weight_decay_spares_biases_norms_queries_and_positions():
     assert {"decoder.queries", "decoder.query_positions", "decoder.level_embeddings"} <= spared
     assert all(names[id(parameter)].endswith("weight") for parameter in decayed["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+def test_the_backbone_has_groups_of_its_own_where_its_rate_differs():
+    model = nn.Module()
+    model.backbone, model.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+    groups = loop._parameter_groups(model, 0.05, backbone_rate=0.1)
+    assert [(group["factor"], group["weight_decay"]) for group in groups] == [(1.0, 0.05), (1.0, 0.0), (0.1, 0.05), (0.1, 0.0)]
+    shapes = [[tuple(parameter.shape) for parameter in group["params"]] for group in groups]
+    assert shapes == [[(2, 4)], [(2,)], [(4, 3, 1, 1)], [(4,)]]
+    assert len(loop._parameter_groups(model, 0.05, backbone_rate=1.0)) == 2  # as in the states of runs from before

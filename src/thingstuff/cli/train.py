@@ -66,6 +66,7 @@ OPTIONS = (
     _Option("batch_size", positive, "images in a step and process"),
     _Option("accumulate", positive, "batches whose gradients are summed before the weights move"),
     _Option("learning_rate", _above_0, "learning rate at 16 images an update; the run's own follows from the real number"),
+    _Option("backbone_rate", _above_0, "factor on the learning rate for the backbone; 0.1 where it is pretrained is usual"),
     _Option("final_learning_rate", fraction, "share of it that the cosine ends at"),
     _Option("warmup", _count, "steps in which the learning rate rises"),
     _Option("weight_decay", _at_least_0, "weight decay of AdamW"),

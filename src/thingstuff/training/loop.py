@@ -9,6 +9,7 @@ What a step does follows from the recipe and the state before it alone: a run ki
 
 import json
 import sys
+from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -67,7 +68,8 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 
     losses = _Losses(segmenter.model)
     average = deepcopy(segmenter.model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(_parameter_groups(segmenter.model, recipe.weight_decay), lr=recipe.learning_rate)
+    groups = _parameter_groups(segmenter.model, recipe.weight_decay, recipe.backbone_rate)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     losses, optimizer = accelerator.prepare(losses, optimizer)
     average.to(accelerator.device)
     state = resume_state(folder, accelerator, segmenter.model, average, optimizer) if resume else State()
@@ -95,7 +97,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         while state.step < recipe.steps:
             rate = recipe.learning_rate_at(state.step, accelerator.num_processes)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("factor", 1.0)  # states of runs from before there was one have none
             shown: dict[str, float] = {}
             for part, (batch, targets) in enumerate(islice(batches, recipe.accumulate)):
                 torch.manual_seed(
@@ -216,14 +218,22 @@ def _build(recipe: Recipe, start: _Start, data: InstanceDataset, task: Task) -> 
     return segmenter
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay is for kernels and matrices; biases, norms and what is added or looked up, not multiplied with, go without."""
-    decayed, free = [], []
+def _parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: float = 1.0) -> list[dict[str, Any]]:
+    """Parameters by weight decay and by factor on the learning rate.
+
+    Weight decay is for kernels and matrices; biases, norms and what is added or looked up, not multiplied with, go without. The
+    backbone has groups of its own where its factor is not 1 (Cheng et al., 2022, arXiv:2112.01527, section 4.1).
+    """
+    parameters: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_kernel = parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_KERNELS
-            (decayed if is_kernel else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+            parameters[backbone_rate if name.startswith("backbone.") else 1.0, is_kernel].append(parameter)
+    return [
+        {"params": parameters[factor, is_kernel], "weight_decay": weight_decay if is_kernel else 0.0, "factor": factor}
+        for factor in dict.fromkeys((1.0, backbone_rate))
+        for is_kernel in (True, False)
+    ]
 
 
 def _seed_of(seed: int, step: int, part: int, process: int) -> int:

@@ -40,6 +40,9 @@ class Recipe:
     batch_size: int = 4  # images a step and process
     accumulate: int = 1  # steps whose gradients are summed before the weights move
     learning_rate: float = 1e-3  # at REFERENCE_BATCH images; the run's own follows from the real batch
+    backbone_rate: float = (
+        1.0  # factor on it for the backbone; where that is trained already, Mask2Former and MaskFormer take 0.1
+    )
     final_learning_rate: float = 0.01  # share of it that the cosine ends at
     warmup: int = 300  # steps
     weight_decay: float = 0.05  # of weights with two axes or more
@@ -67,7 +70,7 @@ class Recipe:
         check_bit_depth(self.bit_depth)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to below 2**63, got {self.seed}")
-        for name in ("learning_rate", "clip_gradient"):
+        for name in ("learning_rate", "backbone_rate", "clip_gradient"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a number above 0, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:

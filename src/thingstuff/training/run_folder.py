@@ -30,13 +30,14 @@ class State:
 def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
     folder = recipe.folder
     written = folder / "recipe.json"
-    content = json.loads(json.dumps(asdict(recipe), default=_plain))
+    content = _content(recipe)
     if data.source is not None:
         content["data_digest"] = _digest(data)
     if written.exists():
         if not resume:
             raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
-        before = _read_recipe(written)
+        # a number that is younger than the run has as its default what was done before there was one
+        before = _content(Recipe("", "", "")) | _read_recipe(written)
         if before.get("data_digest", content.get("data_digest")) != content.get("data_digest"):
             raise TrainingError(
                 f"{data.source} is not the annotation file that {folder} was started with: data_digest (sha256) was "
@@ -65,6 +66,10 @@ def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
         write_whole(written, json.dumps(content, indent=1))
     except OSError as error:
         raise TrainingError(f"{folder} can't be the folder of a run: {error}; choose another folder") from error
+
+
+def _content(recipe: Recipe) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(recipe), default=_plain))
 
 
 def _digest(data: InstanceDataset) -> str:
