@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as distributed
 from hotcoco.semantic import SemanticEval
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
 from thingstuff.errors import ConfigError, EvaluationError
 from thingstuff.evaluation.semantic import SemanticQuality
@@ -122,6 +121,8 @@ def random_maps() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_torchmetrics_and_hotcoco_give_the_same_where_every_pixel_is_predicted():
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
+
     # void in predictions is where they differ: neither knows it
     found, truth = random_maps()
     quality = SemanticQuality(Categories.numbered(7), void=255)
