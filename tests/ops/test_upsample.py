@@ -125,6 +125,32 @@ def test_crops_of_logits_come_with_the_mean_probability_inside() -> None:
         assert mean == pytest.approx(float(expected[inside].sigmoid().mean()) if inside.any() else 0.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("at_a_time", [2**27, 4 * 173 * 211 * 5])
+@pytest.mark.parametrize(("threshold", "measured"), [(0.5, False), (0.2, False), (0.0, True)])
+def test_the_way_of_a_gpu_gives_the_same_masks(
+    threshold: float, measured: bool, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upsample, "GPU_BYTES", at_a_time)
+    masks = torch.cat([_blobs(12, 16, 24), torch.zeros(1, 16, 24), torch.ones(1, 16, 24)])
+    masks = masks.logit().clamp(-9, 9) if measured else masks
+    (down, across) = (
+        upsample._weights(cells, steps) for cells, steps in ((16, [(64, 50), (173, 173)]), (24, [(96, 70), (211, 211)]))
+    )
+    soft = _full(masks, (64, 96), (50, 70), (173, 211))
+    found = list(upsample._crops_of_many(masks, down, across, threshold, measured))
+    expected = list(upsample._crops(masks, [((64, 96), (50, 70)), ((173, 211), (173, 211))], threshold, measured))
+    for values, (crop, (top, left), mean), (other, corner, other_mean) in zip(soft, found, expected, strict=True):
+        dense, dense_expected = np.zeros((2, 173, 211), bool)
+        dense[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        dense_expected[corner[0] : corner[0] + other.shape[0], corner[1] : corner[1] + other.shape[1]] = other
+        clear = ((values - threshold).abs() > 1e-5).numpy()  # the two round differently where a pixel is at the threshold
+        assert (dense == dense_expected)[clear].all()
+        assert mean == pytest.approx(other_mean, abs=1e-4)
+        assert not crop.size or (crop[[0, -1]].any(axis=1).all() and crop[:, [0, -1]].any(axis=0).all())  # as small as can be
+    assert found[12][0].size == 0
+    assert found[13][0].shape == (173, 211)
+
+
 def _full(logits: torch.Tensor, padded: tuple, kept: tuple, original: tuple) -> torch.Tensor:
     soft = functional.interpolate(logits[None], size=padded, mode="bilinear", align_corners=False)[:, :, : kept[0], : kept[1]]
     return functional.interpolate(soft, size=original, mode="bilinear", align_corners=False)[0]

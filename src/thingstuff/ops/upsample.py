@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int16
+from jaxtyping import Bool, Float, Int, Int16
 from torch import Tensor
 from torch.nn import functional
 
 STRIP_BYTES = 2**20  # float32 rows computed at a time
+GPU_BYTES = 2**27  # of float32 masks, or of all maps on a tile, at a time, where they lie on a GPU
 TILE_BYTES = 2**22  # of all maps on one tile in float32: small enough for a processor's cache
 TILE_WIDTH = 256  # pixels: what a few cells spread over, so that few maps differ within a tile
 SLACK = 1e-3  # by how much a mean may lie outside of what it is a mean of, through rounding
@@ -56,18 +57,23 @@ class Tile:
         return maps[:, self.cells[0], self.cells[1]]
 
     def enlarge(self, cells: Float[Tensor, "maps cells_down cells_across"]) -> Float[Tensor, "maps pixels_down pixels_across"]:
-        return self.down @ cells @ self.across.T
+        with torch.autocast(cells.device.type, enabled=False):  # 16 bits would move outlines
+            return self.down @ cells.float() @ self.across.T
 
 
 def tiles(maps: Float[Tensor, "maps height width"], steps: Sequence[Step]) -> Iterator[Tile]:
-    """The image in rectangles so small that all maps on one of them take `TILE_BYTES`. See `upsample_crops` for the steps."""
+    """The image in rectangles so small that all maps on one of them take `TILE_BYTES`. See `upsample_crops` for the steps.
+
+    On a GPU, where each takes a while whatever its size, they take `GPU_BYTES`.
+    """
     down, across = (
         torch.from_numpy(_weights(cells, [(size[axis], kept[axis]) for size, kept in steps])).to(maps.device)
         for axis, cells in enumerate(maps.shape[1:])
     )
     height, width = len(down), len(across)
-    rows = max(1, TILE_BYTES // (4 * max(len(maps), 1) * min(width, TILE_WIDTH)))
-    columns = [_banded(across, slice(left, min(left + TILE_WIDTH, width))) for left in range(0, width, TILE_WIDTH)]
+    most_bytes, most_columns = (TILE_BYTES, TILE_WIDTH) if maps.device.type == "cpu" else (GPU_BYTES, width)
+    rows = max(1, most_bytes // (4 * max(len(maps), 1) * min(width, most_columns)))
+    columns = [_banded(across, slice(left, min(left + most_columns, width))) for left in range(0, width, most_columns)]
     for top in range(0, height, rows):
         row, used_rows, weights_down = _banded(down, slice(top, min(top + rows, height)))
         for column, used_columns, weights_across in columns:
@@ -106,8 +112,11 @@ def _crops(
 ) -> Iterator[tuple[np.ndarray, tuple[int, int], float]]:
     down = _weights(masks.shape[1], [(size[0], kept[0]) for size, kept in steps])
     across = _weights(masks.shape[2], [(size[1], kept[1]) for size, kept in steps])
+    if masks.device.type != "cpu":
+        yield from _crops_of_many(masks, down, across, threshold, measured)
+        return
     reach_down, reach_across = _reach(down), _reach(across)
-    for cells in masks.float().cpu().numpy():  # numpy has no bfloat16, which autocast makes of products
+    for cells in masks.float().numpy():  # numpy has no bfloat16, which autocast makes of products
         high = cells > threshold
         rows = _touched(reach_down, high.any(axis=1))
         columns = _touched(reach_across, high.any(axis=0))
@@ -117,6 +126,32 @@ def _crops(
             where = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
             crop, mean = _crop(cells, down[where[0]], across[where[1]], threshold, measured)
             yield crop, (rows.start, columns.start), mean
+
+
+@torch.no_grad()
+def _crops_of_many(
+    masks: Tensor, down: np.ndarray, across: np.ndarray, threshold: float, measured: bool
+) -> Iterator[tuple[np.ndarray, tuple[int, int], float]]:
+    """The way of a GPU, which enlarges many whole masks faster than it is told which part of one matters."""
+    weights_down, weights_across = (torch.from_numpy(weights).to(masks.device) for weights in (down, across))
+    for some in masks.split(max(1, GPU_BYTES // (4 * len(down) * len(across)))):
+        with torch.autocast(masks.device.type, enabled=False):  # 16 bits would move outlines
+            values = weights_down @ some.float() @ weights_across.T
+        inside = values > threshold
+        means = torch.zeros(len(some), dtype=torch.float64)
+        if measured:
+            total = torch.where(inside, values.sigmoid_(), 0).sum(dim=(1, 2), dtype=torch.float64)
+            means = total / inside.sum(dim=(1, 2)).clamp(min=1)
+        edges = torch.cat((_ends(inside.any(dim=2)), _ends(inside.any(dim=1))), dim=1)
+        for mask, (top, bottom, left, right), mean in zip(inside.cpu().numpy(), edges.tolist(), means.tolist(), strict=True):
+            yield mask[top:bottom, left:right], (top, left), mean
+
+
+def _ends(used: Bool[Tensor, "masks pixels"]) -> Int[Tensor, "masks 2"]:
+    """The first pixel used and the one after the last; twice 0 where none is."""
+    numbers = used.byte()
+    last = used.shape[1] - numbers.flip(1).argmax(dim=1)
+    return torch.stack((numbers.argmax(dim=1), torch.where(used.any(dim=1), last, 0)), dim=1)
 
 
 def _crop(
