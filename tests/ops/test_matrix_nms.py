@@ -41,6 +41,18 @@ def test_ious_do_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch, tile: int,
     torch.testing.assert_close(mask_ious(masks, classes), expected * (classes[:, None] == classes))
 
 
+@pytest.mark.parametrize("at_once", [1, 40, 2**22])
+def test_ious_do_not_depend_on_how_many_masks_lie_above_each_other(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("thingstuff.ops.matrix_nms.AT_ONCE", at_once)
+    masks = torch.rand(300, 9, 11, generator=torch.Generator().manual_seed(0)) > 0.2  # about 240 on each pixel
+    classes = torch.arange(300) // 7
+    flat = masks.flatten(1).int()
+    shared, areas = flat @ flat.T, flat.sum(dim=1)
+    expected = shared / (areas[:, None] + areas - shared)
+    torch.testing.assert_close(mask_ious(masks), expected)
+    torch.testing.assert_close(mask_ious(masks, classes), expected * (classes[:, None] == classes))
+
+
 def test_linear_decay_by_hand() -> None:
     # the second has IoU 1/2 with the first: 1 - 1/2. The third has 2/10 with the first: 1 - 1/5; its 1/3 with the second, which
     # itself is covered by 1/2, is no punishment: (1 - 1/3) / (1 - 1/2) = 4/3

@@ -75,14 +75,14 @@ SOLOV2_LIGHT_R50 = SOLOv2Config(
     scale_ranges=((1.0, 56.0), (28.0, 112.0), (56.0, 224.0), (112.0, 448.0), (224.0, 2048.0)),
 )
 
-# Small enough for a CPU: a light backbone and neck, narrow and short heads, coarser grids.
+# Small enough for a CPU: a light backbone and neck, narrow and short heads, coarser grids. The ranges of scales stay the
+# paper's although images are half as large: each range's masks have a stride of their own, which an object must be large for.
 SOLO_LITE0 = SOLOConfig(
     BackboneConfig("tf_efficientnet_lite0"),
     channels=64,
     head_channels=64,
     head_convs=4,
     grids=(32, 24, 18, 12, 8),
-    scale_ranges=((1.0, 48.0), (24.0, 96.0), (48.0, 192.0), (96.0, 384.0), (192.0, 2048.0)),
 )
 DECOUPLED_SOLO_LITE0 = DecoupledSOLOConfig(
     SOLO_LITE0.backbone,
@@ -90,7 +90,6 @@ DECOUPLED_SOLO_LITE0 = DecoupledSOLOConfig(
     head_channels=64,
     head_convs=4,
     grids=SOLO_LITE0.grids,
-    scale_ranges=SOLO_LITE0.scale_ranges,
     shared_convs=True,
 )
 SOLOV2_LITE0 = SOLOv2Config(
@@ -99,7 +98,7 @@ SOLOV2_LITE0 = SOLOv2Config(
     head_channels=128,
     head_convs=2,
     grids=SOLO_LITE0.grids,
-    scale_ranges=SOLO_LITE0.scale_ranges,
+    scale_ranges=((1.0, 48.0), (24.0, 96.0), (48.0, 192.0), (96.0, 384.0), (192.0, 2048.0)),
     mask_channels=64,
     kernel_channels=64,
 )

@@ -13,6 +13,8 @@ from torch import Tensor
 Kernel = Literal["gaussian", "linear"]
 TILE = 64  # pixels a side; masks are compared tile by tile, in each those that reach it alone
 TOGETHER = 128  # masks in a tile from which on classes are compared apart; fewer are compared faster than told apart
+SAMPLE = 8  # every so many-th row and column tells how many masks lie above each other
+AT_ONCE = 2**22  # pixels of masks that are floats at a time, where masks are not compared by tiles
 
 
 @torch.no_grad()
@@ -58,6 +60,35 @@ def mask_ious(
 
     Pixels are counted in float32, exact up to 2^24 of them.
     """
+    sample = masks[:, ::SAMPLE, ::SAMPLE]
+    above_each_other = float(sample.sum()) * len(masks) / max(sample.numel(), 1)
+    shared = _shared_by_class(masks, classes) if above_each_other > TOGETHER else _shared_by_tile(masks, classes)
+    areas = shared.diagonal()
+    union = areas[:, None] + areas - shared
+    ious = shared / union.clamp(min=1)
+    return ious if classes is None else ious * (classes[:, None] == classes)
+
+
+def _shared_by_class(
+    masks: Bool[Tensor, "masks height width"], classes: Int[Tensor, " masks"] | None
+) -> Float[Tensor, "masks masks"]:
+    """Pixels that masks of a class share, for masks that fill the image: tiles would only be more and smaller products."""
+    shared = torch.zeros(len(masks), len(masks), device=masks.device)
+    counts = [len(masks)] if classes is None else classes.unique_consecutive(return_counts=True)[1].tolist()
+    start = 0
+    for some in masks.split(counts):
+        of_class = shared[start : start + len(some), start : start + len(some)]
+        for part in some.flatten(1).split(max(1, AT_ONCE // len(some)), dim=1):
+            pixels = part.float()
+            of_class.addmm_(pixels, pixels.T)
+        start += len(some)
+    return shared
+
+
+def _shared_by_tile(
+    masks: Bool[Tensor, "masks height width"], classes: Int[Tensor, " masks"] | None
+) -> Float[Tensor, "masks masks"]:
+    """Pixels that masks share, whatever their class where few meet: only those that reach a tile are compared there."""
     shared = torch.zeros(len(masks), len(masks), device=masks.device)
     for rows in masks.view(torch.uint8).split(TILE, dim=1):
         reached = rows.amax(dim=1)  # masks width
@@ -69,7 +100,4 @@ def mask_ious(
             for part in parts:
                 pixels = tile[part].flatten(1).float()  # masks (height width)
                 shared[part[:, None], part] += pixels @ pixels.T
-    areas = shared.diagonal()
-    union = areas[:, None] + areas - shared
-    ious = shared / union.clamp(min=1)
-    return ious if classes is None else ious * (classes[:, None] == classes)
+    return shared
