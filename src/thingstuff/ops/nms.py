@@ -82,9 +82,11 @@ def _fast_nms(
     candidates: int,
     min_score: float,
 ) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept"], Float[Tensor, " kept"]]:
-    above = scores > min_score
-    most = above.sum(dim=0).clamp(max=candidates)  # candidates of each class
     threshold = _round_down(iou_threshold, boxes.dtype)
+    few = min(candidates, len(boxes))
+    if scores.shape[1] == 1 and few**2 <= FAST_PAIRS:  # nothing to put together: counting takes longer than comparing
+        return _fast_nms_of(torch.zeros(1, dtype=torch.int64, device=boxes.device), boxes, scores, few, threshold, min_score)
+    most = (scores > min_score).sum(dim=0).clamp(max=candidates)  # candidates of each class
     results = [(most[:0], most[:0], scores[:0].sum(dim=1))]
     used = most.nonzero().flatten()
     used = used[most[used].sort(stable=True).indices]  # classes with as many candidates go together
@@ -95,13 +97,27 @@ def _fast_nms(
         chunk = max(1, int((sizes**2 * torch.arange(1, len(sizes) + 1, device=sizes.device) <= FAST_PAIRS).sum()))
         classes = used[start : start + chunk]
         start += chunk
-        best, order = scores[:, classes].T.topk(int(most[classes].max()), dim=1)  # classes candidates
-        ious = _ious_within(boxes[order]).triu_(diagonal=1)  # classes better worse
-        keep = (ious.amax(dim=1) <= threshold) & (best > min_score)
-        which, rank = keep.nonzero(as_tuple=True)
-        results.append((order[which, rank], classes[which], best[which, rank]))
+        results.append(_fast_nms_of(classes, boxes, scores[:, classes], int(most[classes].max()), threshold, min_score))
     kept, classes, found = (torch.cat(parts) for parts in zip(*results, strict=True))
     return kept, classes, found
+
+
+def _fast_nms_of(
+    classes: Int[Tensor, " classes"],
+    boxes: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, "boxes classes"],
+    candidates: int,
+    threshold: float,
+    min_score: float,
+) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept"], Float[Tensor, " kept"]]:
+    """Some classes at once, each with the same number of candidates."""
+    best, order = scores.T.topk(candidates, dim=1)  # classes candidates
+    ious = _ious_within(boxes[order]).triu_(diagonal=1)  # classes better worse
+    keep = best > min_score
+    if candidates:
+        keep &= ious.amax(dim=1) <= threshold
+    which, rank = keep.nonzero(as_tuple=True)
+    return order[which, rank], classes[which], best[which, rank]
 
 
 def _by_score(scores: Tensor) -> Tensor:
@@ -172,7 +188,7 @@ def _ious(
 
 def _ious_within(boxes: Float[Tensor, "groups boxes 4"]) -> Float[Tensor, "groups boxes boxes"]:
     """IoU of every pair within each group, 0 where they lie apart; in place, for the same reason as `_ious`."""
-    x1, y1, x2, y2 = boxes.unbind(2)
+    x1, y1, x2, y2 = boxes.movedim(2, 0).contiguous()
     areas = (x2 - x1) * (y2 - y1)
     scratch = torch.maximum(x1[:, :, None], x1[:, None])
     width = torch.minimum(x2[:, :, None], x2[:, None]).sub_(scratch).clamp_(min=0)
