@@ -1,7 +1,9 @@
 """Fixtures every test may use: the data and the reference arrays that lie beside a clone, when they do."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,3 +35,19 @@ def shared_data() -> Path:
 def shared_reference() -> Path:
     """Raw arrays of the original implementations; skips where the folder is absent, fails for its absence in CI."""
     return _beside_the_clone("reference")
+
+
+@pytest.fixture(autouse=True)
+def _full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a GPU no short floats in convolutions and matrix products, which round to 10 bits and would hide small mistakes."""
+    places: list[Any] = []
+    if request.node.get_closest_marker("gpu"):
+        import torch
+
+        places = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed

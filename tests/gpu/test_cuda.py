@@ -61,18 +61,6 @@ THREE = Categories(tuple(Category(number, name, name != "grass") for number, nam
 SIZE = (64, 96)
 
 
-@pytest.fixture(autouse=True)
-def _full_float32() -> Iterator[None]:
-    """A GPU's short floats in matrix products and convolutions would hide small mistakes."""
-    places: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = False
-    yield
-    for place, allowed in zip(places, before, strict=True):
-        place.allow_tf32 = allowed
-
-
 @contextmanager
 def _computing_on(device: str) -> Iterator[None]:
     """For a processor held against itself: other kernels, which round elsewhere."""
