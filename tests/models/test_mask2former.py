@@ -17,7 +17,15 @@ from thingstuff.errors import ConfigError
 from thingstuff.models.catalog import CATALOG, MASK2FORMER_TINY
 from thingstuff.models.contract import Task
 from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig, Sampling, _inside
-from thingstuff.models.mask_classification import Convention, PostProcessing, Predictions, Thresholds, share_out
+from thingstuff.models.mask_classification import (
+    Convention,
+    PostProcessing,
+    Predictions,
+    Thresholds,
+    _nearest_masks,
+    _nearest_masks_of_many,
+    share_out,
+)
 from thingstuff.models.transformer import Attention, sine_positions
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import ImageSize, Targets
@@ -595,3 +603,13 @@ def test_overfitting_one_image_finds_its_things_and_its_stuff() -> None:
     for class_, mask in zip(segments.classes.tolist(), segments.masks(), strict=True):
         truth = target.masks[class_].numpy()
         assert (mask & truth).sum() / (mask | truth).sum() > 0.8
+
+
+def test_masks_enlarged_many_at_once_are_those_enlarged_one_by_one() -> None:
+    logits = torch.randn(20, 6, 9, generator=torch.Generator().manual_seed(0))  # more than go together
+    logits[3] = -1.0
+    one_by_one = list(_nearest_masks(logits, (12, 27)))
+    together = list(_nearest_masks_of_many(logits, np.arange(12) // 2, np.arange(27) // 3))
+    assert [mask for mask, _ in together] == [mask for mask, _ in one_by_one]
+    assert [mean for _, mean in together] == pytest.approx([mean for _, mean in one_by_one], abs=1e-5)
+    assert together[3][0].area == 0
