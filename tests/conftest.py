@@ -1,6 +1,7 @@
 """Fixtures every test may use: the data and the reference arrays that lie beside a clone, when they do."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,17 @@ def shared_reference() -> Path:
 @pytest.fixture(autouse=True)
 def _full_float32(request: pytest.FixtureRequest) -> Iterator[None]:
     """On a GPU no short floats in convolutions and matrix products, which round to 10 bits and would hide small mistakes."""
-    places: list[Any] = []
-    if request.node.get_closest_marker("gpu"):
-        import torch
+    if not request.node.get_closest_marker("gpu"):
+        yield
+        return
+    import torch
 
-        places = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = False
+    places: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions of torch announce other names for these
+        before = [place.allow_tf32 for place in places]
+        for place in places:
+            place.allow_tf32 = False
     yield
     for place, allowed in zip(places, before, strict=True):
         place.allow_tf32 = allowed
