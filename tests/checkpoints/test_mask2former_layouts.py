@@ -528,6 +528,13 @@ def test_decoders_whose_heads_differ_are_refused():
         described(hollow("mmdetection", "mask2former r18"), heads_text(pixel_decoder=4, transformer_decoder=8))
 
 
+def test_attentions_of_one_decoder_whose_heads_differ_are_refused():
+    layer = "dict(self_attn_cfg=dict(num_heads=8), cross_attn_cfg=dict(num_heads=4))"
+    text = f"model = dict(panoptic_head=dict(transformer_decoder=dict(layer_cfg={layer})))"
+    with pytest.raises(CheckpointError, match=r"num_heads is 4 in (model\.panoptic_head\.transformer_decoder) and 8 in \1 "):
+        described(hollow("mmdetection", "mask2former r18"), with_config(text))
+
+
 def test_all_misfits_are_listed_in_one_error():
     tensors = hollow("hugging face", "mask2former r18")
     del tensors["model.transformer_module.decoder.layers.1.self_attn.k_proj.weight"]

@@ -357,21 +357,52 @@ def test_losses_of_a_batch_are_means_over_its_masks() -> None:
     assert losses["dice"].item() == pytest.approx(sum(dice) / 4, abs=0.01)
 
 
-def test_every_process_divides_by_the_mean_number_of_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One mask here and, as the sum of both tells, five in the other process: three on average."""
+PROCESS = """
+import sys
+import torch
+from thingstuff.models.catalog import MASK2FORMER_TINY
+from thingstuff.models.mask2former import Mask2Former
+from thingstuff.models.mask_classification import Predictions
+from thingstuff.structures.images import Targets
 
-    def add_five(count: torch.Tensor) -> None:
-        count += 5
+rank, file = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+model = Mask2Former(MASK2FORMER_TINY)
+even_odds = Predictions(torch.zeros(1, 1, 6, 4), torch.zeros(1, 1, 6, 4), torch.randn(1, 4, 16, 24))
+model.forward = lambda images: even_odds
+for masks in ((1, 5), (1, 0)):
+    here = masks[rank]
+    target = Targets(
+        image_id=1,
+        size=(64, 96),
+        boxes=torch.tensor([[0.0, 0.0, 96.0, 64.0]]).repeat(here, 1),
+        classes=torch.zeros(here, dtype=torch.int64),
+        masks=torch.ones(here, 64, 96, dtype=torch.bool),
+        is_crowd=torch.zeros(here, dtype=torch.bool),
+    )
+    print(model.losses(torch.zeros(1, 3, 64, 96), [target])["mask"].item())
+torch.distributed.destroy_process_group()
+"""
 
-    model = _answers(Predictions(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), torch.randn(1, 4, 16, 24)))
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", add_five)
-    losses = model.losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0])])
-    assert losses["mask"].item() == pytest.approx(math.log(2) / 3)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: None)
-    losses = model.losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0])])
-    assert losses["mask"].item() == pytest.approx(math.log(2))  # half a mask on average counts as one
+
+def test_every_process_divides_by_the_mean_number_of_masks(tmp_path: Path) -> None:
+    """Each mask has a loss of log 2. One here and five there are three on average; one and none count as one."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path / "meeting")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    found = []
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        found.append([float(line) / math.log(2) for line in output.splitlines()])
+    assert found[0] == pytest.approx([1 / 3, 1])
+    assert found[1] == pytest.approx([5 / 3, 0])
 
 
 def test_targets_are_matched_where_they_lie_in_the_padded_batch() -> None:
@@ -389,6 +420,25 @@ def test_dice_decides_where_masks_are_wrong_in_as_many_pixels() -> None:
     torch.manual_seed(0)
     losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [_targets([[32, 16, 56, 48]], [0])])
     assert losses["dice"].item() == pytest.approx(1 - 2 * 48 / (48 + 88), abs=0.06)
+
+
+def test_the_cost_of_a_match_is_its_losses_with_their_weights() -> None:
+    """Even odds everywhere and a target that fills the image, so that it does not matter where the points are."""
+    model = _answers(Predictions(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.zeros(1, 4, 16, 24)))
+    costs = model._costs(model(torch.zeros(1)), 0, 0, _targets([[0, 0, 96, 64]], [1]), (64, 96))
+    # minus 2 x 1/4 for the class, 5 log 2 for the mask, 5 x (1 - 2/3) for dice: half of all points against all
+    torch.testing.assert_close(costs, torch.full((2, 1), -2 / 4 + 5 * math.log(2) + 5 / 3), atol=0.05, rtol=0)
+
+
+def test_the_mask_decides_where_dice_would_have_the_other() -> None:
+    """A query that misses a twentieth of the image for sure costs 5 x 1 + 5 x 0.05, one unsure everywhere 5 x 0.31 + 5 x 0.27."""
+    sure = torch.where(_area(0, 0, 12, 16), 20.0, -20.0)
+    sure[:10, :2] *= -1  # 20 of 384 cells
+    unsure = torch.where(_area(0, 0, 12, 16), 1.0, -1.0)
+    said = Predictions(torch.zeros(1, 1, 2, 4), torch.eye(2)[None, None], torch.stack([sure, unsure])[None])
+    torch.manual_seed(0)
+    losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0])])
+    assert losses["mask"].item() == pytest.approx(math.log(1 + math.exp(-1)), abs=0.03)
 
 
 def test_no_object_weighs_a_tenth() -> None:

@@ -178,16 +178,15 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
 def _heads(model: Settings, name: str) -> int:
     """Of every attention: here the pixel decoder has as many as the decoder."""
     parts = ("pixel_decoder", "transformer_decoder")
-    stated = {part: _first_heads(model.first(("panoptic_head", part))) for part in parts}
-    stated = {part: heads for part, heads in stated.items() if heads}
-    if len(set(stated.values())) > 1:
-        each = " and ".join(f"{heads} in model.panoptic_head.{part}" for part, heads in stated.items())
+    stated = {
+        part: {heads for step in model.first(("panoptic_head", part)).steps() if (heads := step.whole("num_heads", 0))}
+        for part in parts
+    }
+    numbers = set().union(*stated.values())
+    if len(numbers) > 1:
+        each = " and ".join(f"{heads} in model.panoptic_head.{part}" for part in parts for heads in sorted(stated[part]))
         raise CheckpointError(f"{name}: num_heads is {each} ({LIBRARY}); numbers that differ are not supported yet")
-    return next(iter(stated.values()), HEADS)
-
-
-def _first_heads(part: Settings) -> int:
-    return next((heads for step in part.steps() if (heads := step.whole("num_heads", 0))), 0)
+    return next(iter(numbers), HEADS)
 
 
 def _thresholds(model: Settings) -> Thresholds:
