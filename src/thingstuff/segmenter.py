@@ -183,8 +183,13 @@ class Segmenter:
     def _segment_by(self, limits: Sequence[Any], batch: ImageBatch) -> list[list[Segments]]:
         """By each of the thresholds, the segments of each image."""
         batch = batch.to(self.device)
-        predictions = self.model(batch.pixels.contiguous(memory_format=torch.channels_last))
-        return [self.model.segments(predictions, batch.sizes, self.categories, each) for each in limits]
+        found: list[dict[int, Segments]] = [{} for _ in limits]
+        together = [(tuple(range(len(batch))), batch)]
+        for images, part in batch.by_padded_size(self.preprocessing.pad_multiple) if self.model.divides_images else together:
+            predictions = self.model(part.pixels.contiguous(memory_format=torch.channels_last))
+            for by_image, each in zip(found, limits, strict=True):
+                by_image.update(zip(images, self.model.segments(predictions, part.sizes, self.categories, each), strict=True))
+        return [[by_image[image] for image in range(len(batch))] for by_image in found]
 
     @property
     def tasks(self) -> tuple[Task, ...]:

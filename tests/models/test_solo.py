@@ -13,8 +13,9 @@ from thingstuff.models import solo
 from thingstuff.models.catalog import CATALOG, DECOUPLED_SOLO_TINY, SOLO_TINY, SOLOV2_TINY
 from thingstuff.models.solo import SOLO, GridConfig, SOLOConfig, Thresholds, assign_grid_cells, cell_scores, local_maxima
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
+from thingstuff.segmenter import Segmenter
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import Targets
+from thingstuff.structures.images import Preprocessing, Targets
 
 from .scenes import image_sizes, rectangles
 
@@ -328,6 +329,19 @@ def test_losses_of_even_odds_add_up_by_hand(name: str) -> None:
     # 16 x 24 cells of 4 pixels a side, 4 x 4 of them covered whole
     pixel = 0.5 if name in ("solo", "solov2") else 0.25
     assert losses["mask"].item() == pytest.approx(1 - 2 * 16 * pixel / (384 * pixel**2 + 16 + 0.002), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_image_gives_the_same_alone_and_beside_larger_ones(name: str) -> None:
+    segmenter = Segmenter(_model(name).eval(), Categories.numbered(3), Preprocessing(short_side=0), name=name)
+    random = np.random.default_rng(0)
+    photos = [random.integers(0, 255, (*size, 3), dtype=np.uint8) for size in ((60, 90), (96, 70), (64, 96))]
+    low = Thresholds(score=0.0, cell_score=0.0, detections=5)
+    together = segmenter.segment(segmenter.preprocessing.batch(photos), thresholds=low)
+    for photo, found in zip(photos, together, strict=True):
+        (alone,) = segmenter.segment(segmenter.preprocessing.batch([photo]), thresholds=low)
+        np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-4)
+        np.testing.assert_allclose(found.boxes, alone.boxes)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

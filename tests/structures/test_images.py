@@ -742,3 +742,18 @@ def test_square_images_lose_their_aspect_ratio():
     assert batch.pixels.shape == (1, 3, 550, 550)
     assert batch.sizes[0] == ImageSize((550, 550), (3, 7))
     assert Preprocessing(short_side=0, square=True).input_size(300, 451) == (300, 451)  # 0 is still the image's own size
+
+
+def test_a_batch_falls_apart_into_images_that_are_padded_alike_alone():
+    sizes = tuple(ImageSize(input=size, original=size) for size in ((60, 90), (96, 70), (64, 96), (64, 50)))
+    batch = ImageBatch(torch.arange(4.0)[:, None, None, None].expand(4, 3, 96, 96), sizes)
+    parts = batch.by_padded_size(32)
+    assert [(images, tuple(part.pixels.shape[-2:])) for images, part in parts] == [
+        ((0, 2), (64, 96)),
+        ((1,), (96, 96)),
+        ((3,), (64, 64)),
+    ]
+    assert parts[0][1].sizes == (sizes[0], sizes[2])
+    assert parts[0][1].pixels[:, 0, 0, 0].tolist() == [0, 2]
+    # never beyond the batch
+    assert [tuple(part.pixels.shape[-2:]) for _, part in batch.by_padded_size(80)] == [(80, 96), (96, 80), (80, 80)]

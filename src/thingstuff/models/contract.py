@@ -34,6 +34,7 @@ class Model(nn.Module, ABC):
     backbone: Backbone
     tasks: ClassVar[tuple[Task, ...]] = (Task.INSTANCE,)
     loss_weights: ClassVar[Mapping[str, float]] = {}  # the paper's, by the losses' names; 1 where none is given
+    divides_images: ClassVar[bool] = False  # into cells: more padding would move them, so images of one size alone run together
     score_limits: ClassVar[tuple[str, ...]] = ("score",)  # the thresholds that one lower bound on scores replaces
 
     @classmethod

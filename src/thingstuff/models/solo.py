@@ -270,6 +270,7 @@ class GridModel(Model):
     backbone: Backbone
     neck: FPN
     loss_weights: ClassVar[Mapping[str, float]] = {"mask": 3.0}  # lambda of equation 3
+    divides_images = True
 
     @abstractmethod
     def heads(self, pyramid: Sequence[Float[Tensor, "batch channels _ _"]]) -> Any:

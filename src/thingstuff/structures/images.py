@@ -394,6 +394,19 @@ class ImageBatch:
     def to(self, device: torch.device | str) -> "ImageBatch":
         return ImageBatch(self.pixels.to(device), self.sizes)
 
+    def by_padded_size(self, pad_multiple: int) -> list[tuple[tuple[int, ...], "ImageBatch"]]:
+        """Which images are of one size when each is padded for itself, to multiples of a number, and a batch of these alone."""
+        members: dict[tuple[int, ...], list[int]] = {}
+        for image, size in enumerate(self.sizes):
+            alone = (
+                min(_round_up(side, pad_multiple), most) for side, most in zip(size.input, self.pixels.shape[-2:], strict=True)
+            )
+            members.setdefault(tuple(alone), []).append(image)
+        return [
+            (tuple(images), ImageBatch(self.pixels[images, :, :height, :width], tuple(self.sizes[image] for image in images)))
+            for (height, width), images in members.items()
+        ]
+
 
 class Resize(Enum):
     """How an image is brought to the network's input size; each peer's networks were trained with its own way."""
