@@ -21,6 +21,7 @@ from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preproc
 from thingstuff.structures.segments import Segments
 
 BUNDLED = Path(__file__).parent / "bundled"
+LARGEST_BATCH = 1024  # images together; more is a slip of the finger that would end in a full memory
 SHOWN_SCORE = 0.5  # from which an instance is shown where nobody says from which
 
 
@@ -99,8 +100,7 @@ class Segmenter:
         """
         if not isinstance(images, list | tuple):
             return self.predict([images], score_threshold, max_detections, 1, max_pixels, task, bit_depth)[0]
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
         limits = self._shown(score_threshold, max_detections, task)
         result: list[Segments] = []
         for start in range(0, len(images), batch_size):
@@ -137,8 +137,7 @@ class Segmenter:
         bit_depth: int | None = None,
     ) -> Iterator[tuple[Any, list[Segments] | ImageError]]:
         """As `stream`, with the segments by each of several `thresholds`, of two tasks for instance: the network runs once."""
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
 
         def read_batch(chunk: list[Any]) -> tuple[list[Any], ImageBatch | None]:
             pictures: list[Any] = []
@@ -248,6 +247,12 @@ class Segmenter:
 
     def __repr__(self) -> str:
         return f"Segmenter({self.name or type(self.model).__name__}, {len(self.categories)} categories, {self.device})"
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises ConfigError for a number of images that no network takes together."""
+    if not 1 <= batch_size <= LARGEST_BATCH:
+        raise ConfigError(f"batch_size must be from 1 to {LARGEST_BATCH}, got {batch_size}")
 
 
 def bundled_models() -> dict[str, Path]:

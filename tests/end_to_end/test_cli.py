@@ -49,6 +49,11 @@ def test_the_module_is_the_command():
         (["predict", "a.png", "--out", "x", "--batch-size", "0"], "argument --batch-size: 0 is below 1"),
         (["predict", "a.png", "--out", "x", "--max-pixels", "many"], "argument --max-pixels: 'many' is not a whole number"),
         (["predict", "a.png", "--out", "x", "--bit-depth", "7"], "--bit-depth: '7' is not a whole number from 8 to 16"),
+        (["predict", "a.png", "--out", "x", "--batch-size", "1025"], "--batch-size: 1025 is above 1024"),
+        (["predict", "a.png", "--out", ""], 'argument --out: is empty; name a file or folder ("." is the current folder)'),
+        (["train", "--data", "d", "--model", "m", "--out", ""], "argument --out: is empty"),
+        (["train", "--data", "d", "--model", "m", "--out", "r", "--batch-size", "100000"], "100000 is above 1024"),
+        (["train", "--data", "d", "--model", "m", "--out", "r", "--warmup", "-1"], "argument --warmup: -1 is below 0"),
         (["evaluate", "--data", "d"], "one of the arguments --model --predictions --compare is required"),
         (["evaluate", "--data", "d", "--model", "m", "--predictions", "p"], "not allowed with argument --model"),
         (["train", "--data", "d", "--model", "m"], "the following arguments are required: --out"),
@@ -422,6 +427,13 @@ def test_every_option_of_train_is_a_field_of_the_recipe():
     from thingstuff.training import Recipe
 
     assert {option.name for option in OPTIONS} <= {field.name for field in fields(Recipe)}
+
+
+def test_the_largest_batch_is_the_same_for_words_and_calls():
+    from thingstuff.cli.arguments import LARGEST_BATCH
+    from thingstuff.segmenter import LARGEST_BATCH as OF_CALLS
+
+    assert LARGEST_BATCH == OF_CALLS
 
 
 def test_models_tells_what_comes_with_the_package(tiny_model: Path, tmp_path: Path, monkeypatch, capsys):

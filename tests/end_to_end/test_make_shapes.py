@@ -85,4 +85,38 @@ def test_what_can_not_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     assert run("data", "make-shapes", tmp_path / "full") == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "full is not empty; give a new folder to DIR" in capsys.readouterr().err
+    assert run("data", "make-shapes", tmp_path / "full" / "notes.txt") == 2
+    assert "notes.txt is a file; give a new folder to DIR" in capsys.readouterr().err
+    assert run("data", "make-shapes", tmp_path / "set", "--size", "100000x100000") == 2
+    assert "has at most 4096 pixels a side, got 100000 x 100000" in capsys.readouterr().err
+    assert run("data", "make-shapes", tmp_path / "set", "--seed", "-1") == 2
+    assert "argument --seed: -1 is below 0" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt(), ConfigError("stop")])
+def test_what_stops_the_drawing_leaves_nothing_half_made(tmp_path: Path, monkeypatch, error: BaseException):
+    def stops(*_: object) -> None:
+        raise error
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr("thingstuff.cli.data_files.write_panoptic_split", stops)
+    for name in ("there", "new"):
+        assert run("data", "make-shapes", tmp_path / name, "--images", 2) > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert not any((tmp_path / "there").iterdir())
+
+
+def test_data_sets_that_can_not_be_joined_are_named_with_what_they_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("data", "make-shapes", tmp_path / "split", "--images", 2, "--size", "48x32") == 0
+    assert run("data", "make-shapes", tmp_path / "whole", "--images", 2, "--size", "48x32", "--splits", "none") == 0
+    (tmp_path / "photos").mkdir()
+    for others in (["photos"], ["whole"], ["photos", "whole"]):
+        folders = [tmp_path / name for name in ("split", *others)]
+        assert run("data", "join", *folders, "--out", tmp_path / "joined") == 2
+        told = capsys.readouterr().err
+        assert f"{tmp_path / 'split'} has the splits train, val" in told
+        assert (f"{tmp_path / 'photos'} has no data set" in told) == ("photos" in others)
+        assert (f"{tmp_path / 'whole'} has one set without splits" in told) == ("whole" in others)
+        assert not (tmp_path / "joined").exists()

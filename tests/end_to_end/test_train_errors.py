@@ -83,6 +83,21 @@ def test_a_file_where_the_run_should_be_is_an_error_with_words(shapes: Path, tmp
         train(_recipe(shapes, tmp_path / place))
 
 
+def test_a_run_does_not_lie_among_the_files_of_a_data_set(shapes: Path) -> None:
+    with pytest.raises(TrainingError, match="my-data holds a data set, and a run would lie among its files"):
+        train(_recipe(shapes, shapes))
+
+
+def test_resuming_where_there_is_no_run_says_that_it_starts(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "run has no step of a run to go on from; the run starts at its beginning"
+    train(_recipe(shapes, tmp_path / "run"), resume=True)
+    assert told in capsys.readouterr().err
+    train(_recipe(shapes, tmp_path / "run", steps=2), resume=True)
+    assert told not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [b"", b'{"model"', b"[]", b"\xff\xfe"])
 def test_a_damaged_recipe_is_an_error_with_words(shapes: Path, tmp_path: Path, content: bytes) -> None:
     recipe = _recipe(shapes, tmp_path)

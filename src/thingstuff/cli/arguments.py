@@ -5,18 +5,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TASKS = ("instance", "panoptic", "semantic")  # as models.contract.Task has them, which takes torch to import
+# as models.contract.Task and segmenter have them, which take torch to import
+TASKS = ("instance", "panoptic", "semantic")
+LARGEST_BATCH = 1024
 
 
 def positive(text: str) -> int:
     """A whole number from 1."""
+    return _whole_number(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    return _whole_number(text, 0)
+
+
+def batch_size(text: str) -> int:
+    """Images that run through a network together."""
+    return _whole_number(text, 1, LARGEST_BATCH)
+
+
+def _whole_number(text: str, lowest: int, highest: int | None = None) -> int:
     try:
         number = int(text.replace("_", ""))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    if number < lowest:
+        raise argparse.ArgumentTypeError(f"{text} is below {lowest}")
+    if highest is not None and number > highest:
+        raise argparse.ArgumentTypeError(f"{text} is above {highest}")
     return number
+
+
+def not_empty(text: str) -> str:
+    """A path: an empty one, as of a variable that was never set, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError('is empty; name a file or folder ("." is the current folder)')
+    return text
+
+
+def named_path(text: str) -> Path:
+    return Path(not_empty(text))
 
 
 def fraction(text: str) -> float:
@@ -57,7 +86,7 @@ def number_in(check: Callable[[float], bool], words: str) -> Callable[[str], flo
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--batch-size", metavar="N", type=positive, default=1, help="images that run through the network together (1)"
+        "--batch-size", metavar="N", type=batch_size, default=1, help="images that run through the network together (1)"
     )
     parser.add_argument(
         "--device", metavar="D", help='where the network runs, such as "cpu" or "cuda:1" (the GPU if there is one)'

@@ -1,7 +1,9 @@
 """`thingstuff data`: make data sets, drawn or out of others, in the layout that every command reads."""
 
 import argparse
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from thingstuff.cli.join import add_join_arguments, run_join
@@ -22,15 +24,30 @@ def run_data(arguments: argparse.Namespace) -> int:
     return arguments.run_verb(arguments)
 
 
-def new_folder(path: Path) -> Path:
-    """Raises ConfigError where there is something already: images of two data sets in one folder could not be told apart."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is not empty; give a new folder to --out")
+@contextmanager
+def new_folder(path: Path, argument: str) -> Iterator[Path]:
+    """A folder to fill; where that fails, or is interrupted, nothing of it stays.
+
+    Raises:
+        ConfigError: there is something already: images of two data sets in one folder could not be told apart.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigError(f"{path} is not empty; give a new folder to {argument}")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; give a new folder to {argument}")
+    was_there = path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: can't be made a folder for the data ({error.strerror or error})") from error
-    return path
+    try:
+        yield path
+    except BaseException:
+        for entry in path.iterdir():  # it was empty, so all of it is ours
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if not was_there:
+            path.rmdir()
+        raise
 
 
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, positive, shown
+from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, named_path, natural, positive, shown
 from thingstuff.cli.judged import PICTURES, Judged
 from thingstuff.errors import ConfigError
 
@@ -23,20 +23,26 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--predictions",
         metavar="FILE",
-        type=Path,
+        type=named_path,
         help="judge this file: COCO results, such as predict writes, or COCO panoptic with its folder of PNGs beside it",
     )
     source.add_argument(
-        "--compare", metavar=("A", "B"), nargs=2, type=Path, help="put two reports side by side: their folders or report.json"
+        "--compare",
+        metavar=("A", "B"),
+        nargs=2,
+        type=named_path,
+        help="put two reports side by side: their folders or report.json",
     )
     parser.add_argument(
         "--data",
         metavar="DIR|JSON",
-        type=Path,
+        type=named_path,
         help="folder with images/ and instances.json or panoptic.json, or such a file; not with --compare",
     )
     parser.add_argument("--split", metavar="NAME", help="split of the folder: val reads instances_val.json (instances.json)")
-    parser.add_argument("--images", metavar="DIR", type=Path, help="folder of the photos, where the data doesn't lead to them")
+    parser.add_argument(
+        "--images", metavar="DIR", type=named_path, help="folder of the photos, where the data doesn't lead to them"
+    )
     parser.add_argument(
         "--max-detections",
         metavar="N",
@@ -55,16 +61,12 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=Path,
+        type=named_path,
         help=f'folder for report.json and report.html ("{OUT}"; none with --json); a file name in .json gets that object alone',
     )
     parser.add_argument(
-        "--pictures", metavar="N", type=_count, help=f"worst images that the report shows ({PICTURES}); 0 for none"
+        "--pictures", metavar="N", type=natural, help=f"worst images that the report shows ({PICTURES}); 0 for none"
     )
-
-
-def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thingstuff.cli.arguments import named_path
+from thingstuff.errors import ConfigError
+
 if TYPE_CHECKING:
     from thingstuff.structures.panoptic import PanopticMap
 
@@ -15,10 +18,10 @@ def add_join_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         metavar="DIR",
         nargs="+",
-        type=Path,
+        type=named_path,
         help="folders with images/ and instances_<split>.json or panoptic_<split>.json",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new folder")
+    parser.add_argument("--out", metavar="DIR", type=named_path, required=True, help="the new folder")
     parser.add_argument(
         "--categories",
         metavar="NAME",
@@ -34,9 +37,25 @@ def run_join(arguments: argparse.Namespace) -> int:
     if panoptic and arguments.categories is None:
         _join_panoptic(arguments, arguments.splits or [split for split in panoptic if split] or [None])
     else:
-        common = _common_splits(arguments.data, "instances")
-        _join_objects(arguments, arguments.splits or [split for split in common if split] or [None])
+        common = [split for split in _common_splits(arguments.data, "instances") if split]
+        if not arguments.splits and not common:
+            _refuse_without_data(arguments.data)
+        _join_objects(arguments, arguments.splits or common or [None])
     return 0
+
+
+def _refuse_without_data(folders: list[Path]) -> None:
+    """Raises ConfigError where a folder can't be opened without a split."""
+    from thingstuff.data.folders import has_instances, has_panoptic, splits_of
+
+    if all(has_instances(folder) or has_panoptic(folder) for folder in folders):
+        return
+    told = []
+    for folder in folders:
+        splits = ", ".join(splits_of(folder))
+        whole = has_instances(folder) or has_panoptic(folder)
+        told.append(f"{folder} has {f'the splits {splits}' if splits else 'one set without splits' if whole else 'no data set'}")
+    raise ConfigError(f"there is no split that all have: {'; '.join(told)}; leave out what is no data set, or rename splits")
 
 
 def _common_splits(folders: list[Path], kind: str) -> list[str | None]:
@@ -59,17 +78,17 @@ def _join_objects(arguments: argparse.Namespace, splits: list[str | None]) -> No
     parts = {split: join([open_dataset(folder, split) for folder in arguments.data], arguments.categories) for split in splits}
     # ids and file names must differ between the splits, too
     whole = join(list(parts.values()))
-    out = new_folder(arguments.out)
-    names = copy_images(whole.records, out / "images")
-    start = 0
-    for split, part in parts.items():
-        records = whole.records[start : start + len(part)]
-        file = out / ("instances.json" if split is None else f"instances_{split}.json")
-        write_json(file, coco_content(InstanceDataset(records, whole.categories), names[start : start + len(part)]))
-        start += len(part)
-        objects = sum(len(record.objects) for record in records)
-        empty = sum(not record.objects for record in records)
-        print(f"{file}: {len(records)} images, {objects} objects, {empty} images without any")
+    with new_folder(arguments.out, "--out") as out:
+        names = copy_images(whole.records, out / "images")
+        start = 0
+        for split, part in parts.items():
+            records = whole.records[start : start + len(part)]
+            file = out / ("instances.json" if split is None else f"instances_{split}.json")
+            write_json(file, coco_content(InstanceDataset(records, whole.categories), names[start : start + len(part)]))
+            start += len(part)
+            objects = sum(len(record.objects) for record in records)
+            empty = sum(not record.objects for record in records)
+            print(f"{file}: {len(records)} images, {objects} objects, {empty} images without any")
 
 
 def _join_panoptic(arguments: argparse.Namespace, splits: list[str | None]) -> None:
@@ -90,8 +109,7 @@ def _join_panoptic(arguments: argparse.Namespace, splits: list[str | None]) -> N
     if without_photo:
         source, image_id = without_photo[0]
         raise AnnotationError(f"{source}: the photo of image {image_id} was not found; put it into the folder images beside it")
-    out = new_folder(arguments.out)
-    names = copy_images([Record(place, record.path, (0, 0)) for place, (_, record) in enumerate(rows)], out / "images")
+    names: list[str] = []
     ids = [record.image_id for _, record in rows]
     kept_ids = len(set(ids)) == len(ids) and all(isinstance(id_, int) for id_ in ids)
 
@@ -104,10 +122,12 @@ def _join_panoptic(arguments: argparse.Namespace, splits: list[str | None]) -> N
             yield image_id, names[place], replace(found, classes=classes[found.classes], categories=categories)
 
     start = 0
-    for split, part in parts.items():
-        count = sum(map(len, part))
-        written = write_panoptic_split(out, split, maps(start, count), categories)
-        start += count
-        segments = sum(len(record.objects) for record in written)
-        where = out if split is None else f"{out}, split {split}"
-        print(f"{where}: {count} images, {segments} segments, {len(categories)} categories")
+    with new_folder(arguments.out, "--out") as out:
+        names += copy_images([Record(place, record.path, (0, 0)) for place, (_, record) in enumerate(rows)], out / "images")
+        for split, part in parts.items():
+            count = sum(map(len, part))
+            written = write_panoptic_split(out, split, maps(start, count), categories)
+            start += count
+            segments = sum(len(record.objects) for record in written)
+            where = out if split is None else f"{out}, split {split}"
+            print(f"{where}: {count} images, {segments} segments, {len(categories)} categories")

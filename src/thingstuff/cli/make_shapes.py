@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thingstuff.cli.arguments import positive
+from thingstuff.cli.arguments import named_path, natural, positive
 from thingstuff.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ JPEG_QUALITY = 92
 
 
 def add_make_shapes_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="DIR", type=Path, help="the new folder")
+    parser.add_argument("out", metavar="DIR", type=named_path, help="the new folder")
     parser.add_argument("--images", metavar="N", type=positive, help=f"pictures in all ({IMAGES})")
     parser.add_argument("--size", metavar="WxH", type=_size, default=SIZE, help=f"of a picture, in pixels ({SIZE[1]}x{SIZE[0]})")
-    parser.add_argument("--seed", metavar="S", type=_seed, default=0, help="the same seed draws the same pictures (0)")
+    parser.add_argument("--seed", metavar="S", type=natural, default=0, help="the same seed draws the same pictures (0)")
     parser.add_argument(
         "--splits",
         metavar="NAME=N,...",
@@ -45,8 +45,7 @@ def run_make_shapes(arguments: argparse.Namespace) -> int:
     counts = split_counts(arguments.splits, arguments.images)
     total = sum(counts.values())
     drawn = scenes(total, arguments.size, arguments.seed)
-    out = new_folder(arguments.out)
-    (out / "images").mkdir()
+    out: Path = arguments.out
     bar = tqdm(total=total, desc="draw", unit="image", disable=None)
 
     def saved(first: int, count: int) -> "Iterator[tuple[int, str, PanopticMap]]":
@@ -58,7 +57,8 @@ def run_make_shapes(arguments: argparse.Namespace) -> int:
             yield number, name, scene.panoptic
 
     first, lines = 1, []
-    with bar:
+    with new_folder(out, "DIR"), bar:
+        (out / "images").mkdir()
         for split, count in counts.items():
             written = write_panoptic_split(out, split, saved(first, count), CATEGORIES)
             first += count
@@ -99,10 +99,6 @@ def _size(text: str) -> tuple[int, int]:
         return positive(height), positive(width)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a width and a height such as 320x240") from None
-
-
-def _seed(text: str) -> int:
-    return 0 if text == "0" else positive(text)
 
 
 def _splits(text: str) -> dict[str, float]:

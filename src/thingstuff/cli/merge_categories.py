@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thingstuff.cli.arguments import given, positive
+from thingstuff.cli.arguments import given, named_path, positive
 from thingstuff.errors import AnnotationError, ConfigError
 
 if TYPE_CHECKING:
@@ -18,13 +18,15 @@ BROAD = "coco-broad"  # the mapping that comes with the package
 
 def add_merge_categories_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "data", metavar="DATA", type=Path, help="folder with panoptic.json or panoptic_<split>.json, or such a file"
+        "data", metavar="DATA", type=named_path, help="folder with panoptic.json or panoptic_<split>.json, or such a file"
     )
     parser.add_argument(
         "mapping", metavar="MAPPING", help=f'JSON file {{"new name": ["old name", ...]}}; "{BROAD}" has COCO\'s 133 in a dozen'
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new folder")
-    parser.add_argument("--images", metavar="DIR", type=Path, help="folder of the photos, where the data doesn't lead to them")
+    parser.add_argument("--out", metavar="DIR", type=named_path, required=True, help="the new folder")
+    parser.add_argument(
+        "--images", metavar="DIR", type=named_path, help="folder of the photos, where the data doesn't lead to them"
+    )
     parser.add_argument("--splits", metavar="NAME", nargs="+", help="splits to take (all that there are)")
     parser.add_argument("--max-pixels", metavar="N", type=positive, help="refuse maps of more pixels (200 million)")
     parser.epilog = (
@@ -61,10 +63,9 @@ def run_merge_categories(arguments: argparse.Namespace) -> int:
     ids = [record.image_id for record in records]
     if len(set(ids)) < len(ids) or not all(isinstance(id_, int) for id_ in ids):
         ids = list(range(1, len(records) + 1))
-    out = new_folder(arguments.out)
+    out: Path = arguments.out
     with_photos = [Record(int(id_), path, (0, 0)) for id_, path in zip(ids, paths, strict=True) if path is not None]
-    copied = dict(zip((record.path for record in with_photos), copy_images(with_photos, out / "images"), strict=True))
-
+    copied: dict[Path | None, str] = {}
     bar = tqdm(total=len(records), desc="merge", unit="image", disable=None)
 
     def maps(part: "PanopticDataset", merging: "Merging", first: int) -> "Iterator[tuple[int, str, PanopticMap]]":
@@ -74,7 +75,8 @@ def run_merge_categories(arguments: argparse.Namespace) -> int:
             bar.update()
 
     start = 0
-    with bar:
+    with new_folder(out, "--out"), bar:
+        copied |= zip((record.path for record in with_photos), copy_images(with_photos, out / "images"), strict=True)
         for split, part in parts.items():
             written = write_panoptic_split(out, split, maps(part, mergings[split], start), first.categories)
             start += len(part)

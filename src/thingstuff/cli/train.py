@@ -8,15 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from thingstuff.cli.arguments import BIT_DEPTH_HELP, TASKS, bits, fraction, number_in, positive
+from thingstuff.cli.arguments import BIT_DEPTH_HELP, TASKS, batch_size, bits, fraction, natural, not_empty, number_in, positive
 from thingstuff.errors import ConfigError
 
 _above_0 = number_in(lambda number: 0 < number < float("inf"), "a number above 0")
 _at_least_0 = number_in(lambda number: 0 <= number < float("inf"), "a number from 0")
-
-
-def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
 
 
 def _task(text: str) -> str:
@@ -63,12 +59,12 @@ OPTIONS = (
     ),
     _Option("backbone_weights", str, 'pretrained backbone: a file, or "imagenet" for what timm publishes'),
     _Option("steps", positive, "updates of the weights"),
-    _Option("batch_size", positive, "images in a step and process"),
+    _Option("batch_size", batch_size, "images in a step and process"),
     _Option("accumulate", positive, "batches whose gradients are summed before the weights move"),
     _Option("learning_rate", _above_0, "learning rate at 16 images an update; the run's own follows from the real number"),
     _Option("backbone_rate", _above_0, "factor on the learning rate for the backbone; 0.1 where it is pretrained is usual"),
     _Option("final_learning_rate", fraction, "share of it that the cosine ends at"),
-    _Option("warmup", _count, "steps in which the learning rate rises"),
+    _Option("warmup", natural, "steps in which the learning rate rises"),
     _Option("weight_decay", _at_least_0, "weight decay of AdamW"),
     _Option("clip_gradient", _above_0, "largest norm of all gradients together"),
     _Option("ema", fraction, "decay of the averaged weights, which are the ones validated and kept"),
@@ -78,10 +74,10 @@ OPTIONS = (
     _Option("save_every", positive, "steps between saves; what a killed run loses at most"),
     _Option("max_detections", positive, "objects an image, in validation"),
     _Option("validation_images", positive, "validate on the first so many images"),
-    _Option("pictures", _count, "pictures drawn at each validation"),
-    _Option("seed", _count, "everything random follows from it"),
-    _Option("workers", _count, "processes that prepare batches"),
-    _Option("cache_megabytes", _count, "decoded images that each worker keeps, in megabytes"),
+    _Option("pictures", natural, "pictures drawn at each validation"),
+    _Option("seed", natural, "everything random follows from it"),
+    _Option("workers", natural, "processes that prepare batches"),
+    _Option("cache_megabytes", natural, "decoded images that each worker keeps, in megabytes"),
 )
 
 AUGMENTATION = (
@@ -106,6 +102,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="DIR|JSON",
+        type=not_empty,
         required=True,
         help="folder with images/ and instances.json or panoptic.json, such a file, or a folder of Cityscapes or VOC",
     )
@@ -115,7 +112,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="an architecture, such as mask-rcnn-lite0, or a checkpoint to go on from",
     )
-    parser.add_argument("--out", metavar="RUN", required=True, help="folder of the run: weights, log, pictures")
+    parser.add_argument("--out", metavar="RUN", type=not_empty, required=True, help="folder of the run: weights, log, pictures")
     parser.add_argument("--resume", action="store_true", help="go on with the run in this folder where it stopped")
     parser.add_argument("--json", action="store_true", help="print the last validation as one JSON object")
     recipe = parser.add_argument_group(

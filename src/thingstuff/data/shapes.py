@@ -22,6 +22,7 @@ STUFF = ("sky", "mountain", "water", "meadow", "sand")
 CATEGORIES = Categories(tuple(Category(number, name, name in THINGS) for number, name in enumerate((*THINGS, *STUFF), start=1)))
 
 MIN_SIDE = 32  # pixels: a smaller picture has no room for a scene
+MAX_SIDE = 4096  # pixels: a larger one takes many minutes
 MIN_VISIBLE = 16  # pixels of each thing
 MIN_SHARE = 0.35  # of a thing that stays uncovered by the things before it
 PROPOSED = (5, 12)  # things that are tried, from and to; those without room are left out
@@ -54,10 +55,12 @@ def scenes(count: int, size: tuple[int, int] = (240, 320), seed: int = 0, first:
     """Scenes `first`, `first + 1`, ... of a seed; each follows from (seed, its number, size) alone.
 
     Raises:
-        ConfigError: a side of `size` (height, width) is below MIN_SIDE, or a seed below 0.
+        ConfigError: a side of `size` (height, width) is below MIN_SIDE or above MAX_SIDE, or a seed below 0.
     """
     if min(size) < MIN_SIDE:
         raise ConfigError(f"a scene needs {MIN_SIDE} pixels a side, got {size[1]} x {size[0]} (width x height)")
+    if max(size) > MAX_SIDE:
+        raise ConfigError(f"a scene has at most {MAX_SIDE} pixels a side, got {size[1]} x {size[0]} (width x height)")
     if seed < 0:
         raise ConfigError(f"a seed is a whole number from 0, got {seed}")
     return (draw_scene(size, np.random.default_rng((seed, number))) for number in range(first, first + count))

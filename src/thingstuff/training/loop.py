@@ -73,6 +73,8 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     losses, optimizer = accelerator.prepare(losses, optimizer)
     average.to(accelerator.device)
     state = resume_state(folder, accelerator, segmenter.model, average, optimizer) if resume else State()
+    if resume and state.step == 0 and accelerator.is_main_process:
+        tqdm.write(f"{folder} has no step of a run to go on from; the run starts at its beginning", file=sys.stderr)
     averaged = Segmenter(average, segmenter.categories, segmenter.preprocessing, name=recipe.model)
 
     loader = TrainingLoader(

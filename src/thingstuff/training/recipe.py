@@ -7,6 +7,7 @@ from pathlib import Path
 from thingstuff.data.transforms import Augmentation
 from thingstuff.errors import ConfigError
 from thingstuff.models.contract import Task
+from thingstuff.segmenter import check_batch_size
 from thingstuff.structures.bit_depth import check_bit_depth
 
 REFERENCE_BATCH = 16  # images a step that `learning_rate` is meant for
@@ -61,13 +62,14 @@ class Recipe:
     cache_megabytes: int = 512  # of decoded images, in each worker
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "validate_every", "save_every", "max_detections"):
+        for name in ("steps", "accumulate", "validate_every", "save_every", "max_detections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup", "weight_decay", "pictures", "workers", "cache_megabytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         check_bit_depth(self.bit_depth)
+        check_batch_size(self.batch_size)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to below 2**63, got {self.seed}")
         for name in ("learning_rate", "backbone_rate", "clip_gradient"):

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from thingstuff.data.folders import has_instances, has_panoptic, splits_of
 from thingstuff.data.records import InstanceDataset
 from thingstuff.errors import TrainingError
 from thingstuff.training.recipe import Recipe
@@ -61,6 +62,8 @@ def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
         if wrong := [key for key in differing if key not in free]:
             told = ", ".join(f"{key} was {before.get(key)!r}, is {content.get(key)!r}" for key in wrong)
             raise TrainingError(f"{folder} holds a run with another recipe: {told}; repeat its command, or choose another folder")
+    elif folder.is_dir() and (has_instances(folder) or has_panoptic(folder) or splits_of(folder)):
+        raise TrainingError(f"{folder} holds a data set, and a run would lie among its files; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(written, json.dumps(content, indent=1))
