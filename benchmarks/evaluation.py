@@ -7,8 +7,9 @@ moved by a few pixels. panopticapi is not on the package index; what stands here
 written anew: np.unique over the predicted ids and over paired ids, and loops over segments and pairs in dicts. It is given what
 the tool has once colours are ids (unsigned 32 bits, areas in the truth's rows), and runs in one process, where the tool starts
 one for each core. Turns alternate between the contestants, so that a busy machine slows all alike; times are medians of them.
-Beside the time on the clock stands the time of the processor, over all threads, which other programs disturb less. torchmetrics
-gets the first 4 pairs (its PQ is theirs, and forgives what lies on void of the prediction), everything else all of them.
+Beside the time on the clock stands the time of the processor, over all threads, which other programs disturb less; from files
+hotcoco works in a thread for each core, ours in one. torchmetrics gets the first 4 pairs (its PQ is theirs, and forgives what
+lies on void of the prediction), everything else all of them.
 
 np.unique sorts, and NumPy sorts with AVX-512 where there is AVX-512, which takes several times as long as without on some
 processors (AMD's Zen 4); panopticapi's best time is then that with NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL".
@@ -274,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; ours decodes files in threads of its own")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     random = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from thingstuff.data.folders import open_panoptic
-from thingstuff.data.id_png import read_id_png
+from thingstuff.data.id_png import read_id_png, read_number_png
 from thingstuff.data.panoptic import pairs, read_panoptic, read_panoptic_predictions
 from thingstuff.data.panoptic_check import check_panoptic
 from thingstuff.errors import AnnotationError
@@ -62,6 +62,25 @@ def test_segments_are_read_in_the_order_of_the_file(tmp_path, content):
     assert panoptic.areas.tolist() == [3, 1, 1]
 
 
+def test_numbers_are_read_however_they_are_written(tmp_path, content):
+    plain = read_panoptic(write(tmp_path, content))[0]
+    first, second, third = content["annotations"][0]["segments_info"]
+    first.update(id="7", area=3.0, iscrowd=None)
+    second.update(category_id="5", bbox=[2.0, 1, 1, 1])
+    third.update(iscrowd=1.0)
+    other = read_panoptic(write(tmp_path, content))[0]
+    for name in ("segment_ids", "classes", "crowd", "areas", "boxes"):
+        assert getattr(other, name).tolist() == getattr(plain, name).tolist()
+        assert getattr(other, name).dtype == getattr(plain, name).dtype
+
+
+def test_an_image_without_segments_is_read(tmp_path, content):
+    content["annotations"][0]["segments_info"] = []
+    record = read_panoptic(write(tmp_path, content, ids=[[0, 0, 0], [0, 0, 0]]))[0]
+    assert len(record.panoptic_map()) == 0
+    assert record.boxes.shape == (0, 4)
+
+
 def test_a_sound_file_has_nothing_to_report(tmp_path, content):
     assert check_panoptic(write(tmp_path, content)) == []
 
@@ -82,12 +101,6 @@ def test_predictions_need_annotations_alone(tmp_path, content):
     assert data[0].size is None
     assert data[0].areas.tolist() == [-1, -1, -1]
     assert [image_id for image_id, _, _ in pairs(data, read_panoptic(path))] == [4]
-
-
-def test_runs_say_what_the_map_says(tmp_path, content):
-    record = read_panoptic(write(tmp_path, content))[0]
-    assert record.panoptic_runs().ids.map().tolist() == record.panoptic_map().ids.tolist() == IDS
-    assert record.panoptic_runs().painted_areas().tolist() == record.panoptic_map().painted_areas().tolist()
 
 
 def test_an_image_without_a_prediction_is_named(tmp_path, content):
@@ -293,12 +306,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(colours: np.ndarray, *extra: bytes, interlaced: bool = False) -> bytes:
     """A PNG as other programs write them: rows without filter; interlaced, its pixels in seven passes (Adam7)."""
     height, width, channels = colours.shape
+    bits = 8 * colours.itemsize
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     rows = [
         row for top, left, down, right in (passes if interlaced else [(0, 0, 1, 1)]) for row in colours[top::down, left::right]
     ]
     pixels = b"".join(b"\0" + row.tobytes() for row in rows if row.size)
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, {3: 2, 4: 6}[channels], 0, 0, interlaced])
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([bits, {1: 0, 3: 2, 4: 6}[channels], 0, 0, interlaced])
     end = chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(extra) + end
 
@@ -315,6 +329,23 @@ def test_pngs_of_other_programs_are_read_to_the_bit(tmp_path, channels, interlac
     (tmp_path / "a.png").write_bytes(png(colours, *extra, interlaced=interlaced))
     ids = colours[..., :3].astype(np.int64) @ [1, 256, 256**2]
     assert read_id_png(tmp_path / "a.png").tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("extra", [(), (chunk(b"tRNS", bytes(2)),)])
+@pytest.mark.parametrize("dtype", ["u1", ">u2"])
+def test_numbers_written_by_other_programs_are_read_to_the_bit(tmp_path, dtype, extra, interlaced):
+    numbers = np.random.default_rng(0).integers(0, 256 ** np.dtype(dtype).itemsize, (11, 13, 1)).astype(dtype)
+    (tmp_path / "a.png").write_bytes(png(numbers, *extra, interlaced=interlaced))
+    assert read_number_png(tmp_path / "a.png").tolist() == numbers[..., 0].tolist()
+
+
+def test_numbers_of_a_palette_are_places_in_it(tmp_path):
+    image = Image.new("P", (3, 1))
+    image.putpalette([9, 9, 9, 200, 0, 0, 9, 9, 9])  # two places of one colour
+    image.putdata([2, 0, 1])
+    image.save(tmp_path / "a.png")
+    assert read_number_png(tmp_path / "a.png").tolist() == [[2, 0, 1]]
 
 
 def test_a_single_pixel_is_read(tmp_path):
@@ -378,7 +409,7 @@ def predicted(crossed: Path, content: dict[str, Any], **more: Any) -> dict[Any, 
     (crossed.parent / "found.json").write_text(json.dumps(found | more))
     truth = read_panoptic(crossed)
     data = read_panoptic_predictions(crossed.parent / "found.json", truth.categories)
-    of_loader = {record.panoptic_runs: record.image_id for record in data}
+    of_loader = {record.panoptic_map: record.image_id for record in data}
     return {image_id: of_loader[loader] for image_id, loader, _ in pairs(data, truth)}  # type: ignore[index]
 
 

@@ -1,7 +1,5 @@
 """PanopticMap: ids and what they are."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from thingstuff.errors import AnnotationError, SizeError
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.masks import Mask
-from thingstuff.structures.panoptic import IdRuns, PanopticMap, position_of
+from thingstuff.structures.panoptic import HASHED, PanopticMap, position_of
 from thingstuff.structures.segments import Segments
 
 CATEGORIES = Categories((Category(1, "cat"), Category(5, "sky", is_thing=False)))
@@ -91,31 +89,20 @@ def test_a_tensor_gives_the_same_as_an_array():
     assert panoptic(ids, {7: 0, 2: 1}).to_segments().rles == panoptic(ids.numpy(), {7: 0, 2: 1}).to_segments().rles
 
 
-def test_runs_go_on_over_the_ends_of_rows():
-    # rows end to end: 7 7 2 | 2 2 0
-    runs = IdRuns.of(np.array([[7, 7, 2], [2, 2, 0]]))
-    assert runs.ids.tolist() == [7, 2, 0]
-    assert runs.ends.tolist() == [1, 4, 5]
-    assert runs.map().tolist() == [[7, 7, 2], [2, 2, 0]]
-
-
-@pytest.mark.parametrize("size", [(0, 0), (0, 3), (3, 0)])
-def test_a_map_of_no_pixels_has_no_runs(size):
-    runs = IdRuns.of(np.zeros(size, np.int32))
-    assert len(runs.ids) == len(runs.ends) == 0
-    assert runs.map().shape == size
-
-
-def test_runs_give_the_same_as_the_map_they_stand_for():
-    ids = np.array([[7, 7], [0, 2]])
-    kept = replace(panoptic(ids, {7: 0, 2: 1}), ids=IdRuns.of(ids))
-    assert kept.size == (2, 2)
-    assert kept.to_segments().rles == panoptic(ids, {7: 0, 2: 1}).to_segments().rles
-
-
 def test_positions_of_ids():
     assert position_of(np.array([0, 5, 9, 4]), np.array([9, 5])).tolist() == [0, 2, 1, 3]
     assert position_of(np.array([0, 5]), np.zeros(0, np.int64)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("count", [1, 25, HASHED - 1, HASHED, 3000])
+@pytest.mark.parametrize("spread", [1, 256, 65536, 2**40])  # ids one after another, and ids that share their lower bits
+def test_positions_of_any_ids(count, spread):
+    random = np.random.default_rng(0)
+    segment_ids = (random.permutation(count) + 1) * spread
+    others = np.array([-1, 2**63 - 1, -(2**63), spread * (count + 1), spread + 1 if spread > 1 else count + 7])
+    ids = np.concatenate(([0], segment_ids, others))
+    expected = [*range(count + 1), *[count + 1] * len(others)]
+    assert position_of(ids, segment_ids).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.uint64])

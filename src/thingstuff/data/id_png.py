@@ -29,8 +29,8 @@ def read_id_png(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt32[np.n
     Raises:
         AnnotationError: not there, broken, larger than `max_pixels`, or no PNG with 8 bits for each of red, green and blue.
     """
-    with _opened(path, max_pixels, COLOURED) as (file, size, kind):
-        # in a tenth of Pillow's time and without holding the interpreter, so that threads decode side by side
+    with _opened(path, max_pixels, COLOURED) as (file, size, kind, _):
+        # in a tenth of Pillow's time, though it holds the interpreter meanwhile: threads do not decode side by side
         colours = kornia.decode_image_png_u8(file.read(), size, "rgb" if kind == RGB else "rgba")
     return ids_of_colours(colours)
 
@@ -54,19 +54,23 @@ def read_number_png(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Int32[n
     Raises:
         AnnotationError: not there, broken, larger than `max_pixels`, or of another kind.
     """
-    with _opened(path, max_pixels, NUMBERED) as (file, _, _), PngImagePlugin.PngImageFile(file) as image:
-        return np.asarray(image).astype(np.int32)
+    with _opened(path, max_pixels, NUMBERED) as (file, size, kind, bits):
+        if kind == PALETTE:  # of which kornia gives the colours
+            with PngImagePlugin.PngImageFile(file) as image:
+                return np.asarray(image).astype(np.int32)
+        decode = kornia.decode_image_png_u8 if bits == 8 else kornia.decode_image_png_u16
+        return decode(file.read(), size, "mono")[..., 0].astype(np.int32)
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int, accepted: _Accepted) -> Iterator[tuple[BinaryIO, tuple[int, int], int]]:
-    """The file, with (height, width) and kind by its header, decoded within the block; what goes wrong there names the file."""
+def _opened(path: Path, max_pixels: int, accepted: _Accepted) -> Iterator[tuple[BinaryIO, tuple[int, int], int, int]]:
+    """The file; (height, width), kind and bits by its header. Decoded within the block, where what goes wrong names the file."""
     try:
         with open(path, "rb") as file:
             header = file.read(HEADER)
             size = _check_header(header, path, max_pixels, accepted)  # before anything is made of that size
             file.seek(0)
-            yield file, size, header[25]
+            yield file, size, header[25], header[24]
     except AnnotationError:
         raise
     except FileNotFoundError as error:

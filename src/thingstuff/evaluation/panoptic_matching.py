@@ -2,8 +2,8 @@
 
 two id maps -> pixels shared by each pair of segments -> IoU of pairs of one class -> matches, spurious, missed, ignored
 
-Pixels are counted once, over both maps together: on a processor by runs of equal ids, which are far fewer than pixels; on a GPU
-pixel by pixel, where the maps lie. Nothing is done segment by segment.
+Pixels are counted once, over both maps together: on a processor by pieces in which neither map changes, which in photos are some
+forty times fewer than pixels; on a GPU pixel by pixel, where the maps lie. Nothing is done segment by segment.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from thingstuff.errors import ConfigError, EvaluationError
 from thingstuff.ops.boundary import boundary_of_segments
-from thingstuff.structures.panoptic import VOID, IdRuns, PanopticMap, position_of
+from thingstuff.structures.panoptic import VOID, PanopticMap, position_of
 
 DENSE_CELLS = 1 << 20  # pairs of segments up to which the shared pixels are counted in one table
 OTHER = -1  # the id given to what is neither void nor boundary
@@ -150,8 +150,8 @@ def match_segments(
 
 
 def overlaps(
-    truth_ids: Integer[Any, "height width"] | IdRuns,
-    prediction_ids: Integer[Any, "height width"] | IdRuns,
+    truth_ids: Integer[Any, "height width"],
+    prediction_ids: Integer[Any, "height width"],
     truth_segments: Int64[np.ndarray, " annotated"],
     prediction_segments: Int64[np.ndarray, " predicted"],
 ) -> Overlaps:
@@ -162,40 +162,34 @@ def overlaps(
     if getattr(truth_ids, "is_cuda", False) or getattr(prediction_ids, "is_cuda", False):
         codes, pixels = _count_on_gpu(truth_ids, prediction_ids, truth_segments, prediction_segments, cells)
     else:
-        truth, prediction = _runs(truth_ids), _runs(prediction_ids)
-        of_truth, of_prediction, lengths = _together(truth, prediction)
-        codes = (position_of(truth.ids, truth_segments) * columns).take(of_truth)
-        codes += position_of(prediction.ids, prediction_segments).take(of_prediction)
+        truth, prediction = _as_numpy(truth_ids).ravel(), _as_numpy(prediction_ids).ravel()
+        ends, lengths = _pieces(truth, prediction)
+        codes = position_of(truth.take(ends), truth_segments)
+        codes *= columns
+        codes += position_of(prediction.take(ends), prediction_segments)
         if cells <= DENSE_CELLS:
             table = np.bincount(codes, lengths, minlength=cells)  # whole numbers below 2^53: exact as floats
             codes = np.flatnonzero(table)
             pixels = table[codes]
         else:
-            codes, inverse = np.unique(codes[lengths > 0], return_inverse=True)
-            pixels = np.bincount(inverse, lengths[lengths > 0], minlength=len(codes))
+            codes, inverse = np.unique(codes, return_inverse=True)
+            pixels = np.bincount(inverse, lengths, minlength=len(codes))
     return Overlaps(codes // columns, codes % columns, pixels.astype(np.int64))
 
 
-def _runs(ids: Any) -> IdRuns:
-    return ids if isinstance(ids, IdRuns) else IdRuns.of(_as_numpy(ids))
-
-
-def _together(
-    truth: IdRuns, prediction: IdRuns
-) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]:
-    """Pieces in which neither map changes: the run of the truth and that of the prediction that each lies in, and its pixels."""
-    # the last pixel ends a run of both; where others end together, a piece of no pixel lies between the two ends
-    ends = np.concatenate((truth.ends, prediction.ends[:-1]))
-    order = ends.argsort(kind="stable")  # two sorted rows are merged
-    is_truth = order < len(truth.ends)
-    of_truth = is_truth.cumsum()
-    of_truth -= is_truth
-    of_prediction = np.arange(len(order))
-    of_prediction -= of_truth
-    lengths = ends.take(order)
-    lengths[1:] -= lengths[:-1].copy()
+def _pieces(
+    truth: Integer[np.ndarray, " pixels"], prediction: Integer[np.ndarray, " pixels"]
+) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]:
+    """Pieces in which neither map changes, where rows are laid end to end: the last pixel of each, and its pixels."""
+    changes = np.ones(truth.size, np.bool_)  # the last pixel ends a piece; a map of no pixels has none
+    changed = changes[:-1]
+    np.not_equal(truth[1:], truth[:-1], out=changed)
+    changed |= prediction[1:] != prediction[:-1]
+    (ends,) = changes.nonzero()
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
     lengths[:1] += 1  # pixels count from 0
-    return of_truth, of_prediction, lengths
+    return ends, lengths
 
 
 def _count_on_gpu(truth_ids: Any, prediction_ids: Any, truth_segments: Any, prediction_segments: Any, cells: int) -> Any:
@@ -205,7 +199,6 @@ def _count_on_gpu(truth_ids: Any, prediction_ids: Any, truth_segments: Any, pred
     device = prediction_ids.device if getattr(prediction_ids, "is_cuda", False) else truth_ids.device
 
     def positions(ids: Any, segment_ids: np.ndarray) -> Any:  # as position_of
-        ids = ids.map() if isinstance(ids, IdRuns) else ids
         values = (torch.from_numpy(ids.astype(np.int64)) if isinstance(ids, np.ndarray) else ids).to(device, torch.int64).ravel()
         order = np.argsort(segment_ids)
         if len(order) == 0:
@@ -254,8 +247,7 @@ def _boundary_iou(
     """
     outlined = []
     for one in (truth, prediction):
-        ids = one.ids.map() if isinstance(one.ids, IdRuns) else one.ids
-        ids = ids.astype(np.int64) if isinstance(ids, np.ndarray) else ids.long().clone()  # copies either way
+        ids = one.ids.astype(np.int64) if isinstance(one.ids, np.ndarray) else one.ids.long().clone()  # copies either way
         ids[(ids != VOID) & ~boundary_of_segments(ids, share)] = OTHER
         outlined.append(ids)
     shared = overlaps(outlined[0], outlined[1], truth.segment_ids, prediction.segment_ids)

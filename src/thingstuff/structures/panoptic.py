@@ -13,41 +13,19 @@ from thingstuff.structures.segments import Segments
 
 VOID = 0  # the id of pixels that belong to no segment
 LARGEST = 2**63 - 1  # number that 64 bits hold, and no segment's id
-
-
-@dataclass(frozen=True, eq=False)
-class IdRuns:
-    """A map of ids as runs of equal ids, row after row: in photos some fifty times fewer than pixels, and enough to count by."""
-
-    ids: np.ndarray  # integers (runs,)
-    ends: np.ndarray  # int64 (runs,): the last pixel of each run, where rows are laid end to end
-    shape: tuple[int, int]  # (height, width)
-
-    @classmethod
-    def of(cls, ids: Integer[np.ndarray, "height width"]) -> "IdRuns":
-        flat = ids.ravel()
-        (ends,) = (flat[1:] != flat[:-1]).nonzero()
-        if flat.size:
-            ends = np.append(ends, flat.size - 1)  # the last pixel ends a run; a map of no pixels has none
-        return cls(flat.take(ends), ends, (int(ids.shape[0]), int(ids.shape[1])))
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.ids.dtype
-
-    def map(self) -> Integer[np.ndarray, "height width"]:
-        return self.ids.repeat(np.diff(self.ends, prepend=-1)).reshape(self.shape)
+HASHED = 128  # ids up to which each gets a slot of its own, in a table of one to four times their square
+FACTORS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))  # odd
 
 
 @dataclass(frozen=True, eq=False)
 class PanopticMap:
     """The segments of one image as a map of ids; no segment at all, and a map that is void throughout, are ordinary values.
 
-    The map may lie on a GPU, where panoptic quality is counted, or be kept as runs. Whether every id of the map is listed, and
-    every listed one painted, takes a pass over the pixels and is left to `unlisted` and to those who count anyway.
+    The map may lie on a GPU, where panoptic quality is counted. Whether every id of the map is listed, and every listed one
+    painted, takes a pass over the pixels and is left to `unlisted` and to those who count anyway.
     """
 
-    ids: Any  # (height, width) integers, a numpy array, a tensor or `IdRuns`; 0 is void
+    ids: Any  # (height, width) integers, a numpy array or a tensor; 0 is void
     segment_ids: np.ndarray  # int64 (segments,), each 1 or more and different from the others
     classes: np.ndarray  # int64 (segments,), index into categories
     crowd: np.ndarray  # bool (segments,): a region of things too many to separate
@@ -124,7 +102,7 @@ class PanopticMap:
         """The same with the map as a numpy array; itself when it is one."""
         if isinstance(self.ids, np.ndarray):
             return self
-        ids = self.ids.map() if isinstance(self.ids, IdRuns) else self.ids.detach().cpu().numpy()
+        ids = self.ids.detach().cpu().numpy()
         return PanopticMap(ids, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
 
     def index_map(self) -> Int64[np.ndarray, "height width"]:
@@ -148,22 +126,39 @@ class PanopticMap:
 def position_of(ids: Integer[np.ndarray, "*shape"], segment_ids: Int64[np.ndarray, " segments"]) -> Int64[np.ndarray, "*shape"]:
     """For each id 0 for void, k + 1 for `segment_ids[k]`, and the number of segments + 1 for any other."""
     values = ids.astype(np.int64, copy=False)
-    order = segment_ids.argsort()
     other = len(segment_ids) + 1
-    # void sorts before every segment; the largest number, which no id may be, after it, so that every search ends inside
-    keys, positions = np.empty((2, other + 1), np.int64)
-    keys[0], keys[1:-1], keys[-1] = VOID, segment_ids[order], LARGEST
-    positions[0], positions[1:-1], positions[-1] = 0, order, other
-    positions[1:-1] += 1
-    place = keys.searchsorted(values)
+    listed = np.empty(other, np.int64)
+    listed[0], listed[1:] = VOID, segment_ids
+    for factor in FACTORS if other <= HASHED else ():
+        # a slot for each id, found without a search: the upper bits of id x factor, mod 2^64
+        shift = np.uint64(64 - 2 * other.bit_length())
+        slots = _slots(listed, factor, shift)
+        keys, positions = np.full((2, 1 << 2 * other.bit_length()), other)
+        keys[slots] = listed
+        if (keys.take(slots) == listed).all():
+            positions[slots] = np.arange(other)
+            place = _slots(values, factor, shift)
+            break
+    else:
+        keys, positions = np.empty((2, other + 1), np.int64)
+        positions[:other] = listed.argsort()
+        # the largest number, which no id may be, ends the row, so that every search ends inside
+        keys[:other], keys[other], positions[other] = listed.take(positions[:other]), LARGEST, other
+        place = keys.searchsorted(values)
     found = positions.take(place)
     if (unlisted := keys.take(place) != values).any():
         found[unlisted] = other
     return found
 
 
+def _slots(ids: Int64[np.ndarray, "*shape"], factor: np.uint64, shift: np.uint64) -> Int64[np.ndarray, "*shape"]:
+    slots = ids.view(np.uint64) * factor
+    slots >>= shift
+    return slots.view(np.int64)
+
+
 def _holds_integers(values: Any) -> bool:
-    if isinstance(values, np.ndarray | IdRuns):
+    if isinstance(values, np.ndarray):
         return bool(np.issubdtype(values.dtype, np.integer))
     return not (values.is_floating_point() or values.is_complex() or str(values.dtype) == "torch.bool")
 
