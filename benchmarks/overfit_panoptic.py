@@ -45,6 +45,9 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=["panoptic-fpn-lite0", "mask2former-lite0"], help="of the catalog")
     parser.add_argument("--images", type=int, default=100, help="the first so many training images")
     parser.add_argument("--size", type=int, default=384, help="short side of the network's input, in pixels")
+    parser.add_argument(
+        "--square", action="store_true", help="stretch all images to --size x --size: one shape for a GPU to plan"
+    )
     parser.add_argument("--least", type=int, default=1, help="pixels in the input of a segment that counts in the second row")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -62,7 +65,8 @@ def main() -> int:
 
     data = chosen_images(options)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    images = f"{options.images} images, short side {options.size} pixels, batches of {options.batch_size}"
+    side = f"{options.size} x {options.size} pixels" if options.square else f"short side {options.size} pixels"
+    images = f"{options.images} images, {side}, batches of {options.batch_size}"
     lines = [
         f"{images}, precision {options.precision}, {device}, torch {torch.__version__}",
         f"merge_score {options.merge_score}, overlap {options.overlap}, stuff_area {options.stuff_area}\n",
@@ -121,6 +125,7 @@ def recipe_of(options: argparse.Namespace, name: str, file: Path) -> Recipe:
         short_side=options.size,
         long_side=4 * options.size,
         shrink=True,
+        square=options.square,
         augmentation=Augmentation(min_pixels=options.least),
         backbone_weights=options.backbone_weights or backbone_weights(),
         steps=options.steps,

@@ -195,3 +195,9 @@ def test_accumulating_two_batches_of_one_steps_as_often_as_asked(shapes: Path, t
     train(_recipe(shapes, tmp_path / "run", batch_size=1, accumulate=2, steps=2, validate_every=100))
     rows = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows if "learning_rate" in row] == [1, 2]
+
+
+def test_square_images_are_stretched_in_training_and_afterwards(shapes: Path, tmp_path: Path) -> None:
+    train(_recipe(shapes, tmp_path / "run", steps=1, short_side=64, square=True))
+    preprocessing = thingstuff.load(tmp_path / "run" / "last.safetensors", device="cpu").preprocessing
+    assert preprocessing.input_size(90, 120) == (64, 64)

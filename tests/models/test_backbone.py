@@ -70,7 +70,7 @@ def test_frozen_norms_keep_statistics_and_scales_through_training() -> None:
     backbone(torch.randn(2, 3, 32, 32))
     assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
     assert not norm.weight.requires_grad
-    assert norm.eps == 0.0
+    assert 0 < norm.eps < 1e-37  # torch 2.11 refuses 0
     assert backbone.body.get_submodule("conv1").weight.requires_grad
 
 

@@ -57,6 +57,9 @@ OPTIONS = (
     _Option(
         "shrink", _yes_or_no, "yes or no: whether larger images are made smaller, too; no where objects do not grow with them"
     ),
+    _Option(
+        "square", _yes_or_no, "yes or no: whether images are stretched to short_side x short_side, so that all batches are alike"
+    ),
     _Option("backbone_weights", str, 'pretrained backbone: a file, or "imagenet" for what timm publishes'),
     _Option("steps", positive, "updates of the weights"),
     _Option("batch_size", batch_size, "images in a step and process"),

@@ -108,7 +108,8 @@ class Backbone(nn.Module):
                 module.negative_slope = config.leaky_slope
         for norm in self._norms():
             if config.norm_eps is not None:
-                norm.eps = config.norm_eps
+                # torchvision's weights ask for 0, which torch 2.11 refuses; the least number changes no variance
+                norm.eps = max(config.norm_eps, torch.finfo(torch.float32).tiny)
             if config.frozen_norms:
                 norm.requires_grad_(False)
 

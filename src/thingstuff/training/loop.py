@@ -214,7 +214,8 @@ def _build(recipe: Recipe, start: _Start, data: InstanceDataset, task: Task) -> 
     short = recipe.short_side or old.short_side
     long = recipe.long_side or max(old.long_side, short)
     shrink = old.shrink if recipe.shrink is None else recipe.shrink
-    segmenter.preprocessing = replace(old, short_side=short, long_side=long, shrink=shrink)
+    square = old.square if recipe.square is None else recipe.square
+    segmenter.preprocessing = replace(old, short_side=short, long_side=long, shrink=shrink, square=square)
     if recipe.backbone_weights:
         load_backbone_weights(segmenter.model.backbone, recipe.backbone_weights)
     return segmenter

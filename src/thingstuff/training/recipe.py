@@ -34,6 +34,7 @@ class Recipe:
     short_side: int | None = None  # pixels; None: as the model says
     long_side: int | None = None
     shrink: bool | None = None  # whether larger images are made smaller, too; None: as the model says
+    square: bool | None = None  # whether both sides become short_side; None: as the model says
     augmentation: Augmentation = Augmentation(horizontal_flip=0.5)
     backbone_weights: str | None = None  # a file, or "imagenet" for what timm publishes
 
