@@ -22,6 +22,7 @@ from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask_classification import Convention, PostProcessing, Thresholds
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.structures.categories import CITYSCAPES, COCO_PANOPTIC, COCO_THINGS, Categories
+from thingstuff.structures.scenes import ADE20K, ADE20K_THINGS, MAPILLARY_VISTAS
 
 UNKNOWN = "does not say which of its 7 classes are stuff"
 pytestmark = pytest.mark.filterwarnings(f"ignore:.*{UNKNOWN}")  # that most networks here have
@@ -456,6 +457,9 @@ def test_version_2_of_mmdetection_numbers_the_attentions_in_the_order_in_which_t
         (133, COCO_PANOPTIC, Task.PANOPTIC),
         (80, COCO_THINGS, Task.INSTANCE),
         (19, CITYSCAPES, Task.PANOPTIC),
+        (150, ADE20K, Task.PANOPTIC),
+        (100, ADE20K_THINGS, Task.INSTANCE),
+        (65, MAPILLARY_VISTAS, Task.PANOPTIC),
     ],
 )
 def test_categories_and_task_follow_from_the_number_of_classes(classes, categories, task):
@@ -480,6 +484,15 @@ def test_a_config_text_that_tells_things_from_stuff_needs_no_warning():
     text = "model = dict(panoptic_head=dict(num_things_classes=4, num_stuff_classes=3))"
     found = described(hollow("mmdetection", "mask2former r18"), with_config(text))
     assert found.categories == Categories.numbered(4, 3)
+
+
+def test_things_come_first_in_mmdetection_whatever_the_number_of_classes():
+    tensors = hollow("mmdetection", "mask2former r18")
+    for name in ("panoptic_head.cls_embed.weight", "panoptic_head.cls_embed.bias"):
+        tensors[name] = torch.tensor(0.5).expand(151, *tensors[name].shape[1:])
+    text = "model = dict(panoptic_head=dict(num_things_classes=100, num_stuff_classes=50))"
+    for meta in (with_config(text), {}):
+        assert described(tensors, meta).categories == Categories.numbered(100, 50)
 
 
 def test_hugging_face_has_its_own_way_to_segments_and_its_own_images():

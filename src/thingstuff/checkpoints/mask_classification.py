@@ -16,6 +16,7 @@ from thingstuff.models.mask2former import LEVELS, Mask2Former, Mask2FormerConfig
 from thingstuff.models.mask_classification import MaskClassifier
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.structures.categories import CITYSCAPES, COCO_PANOPTIC, COCO_THINGS, Categories
+from thingstuff.structures.scenes import ADE20K, ADE20K_THINGS, MAPILLARY_VISTAS
 
 HEADS = 8  # of every attention in the published networks; no array shows it
 
@@ -130,7 +131,8 @@ def usual_categories(classes: int, name: str) -> Categories:
 def known_categories(classes: int) -> Categories | None:
     """Those of the published networks with so many."""
     road_users = Categories(tuple(category for category in CITYSCAPES if category.is_thing))
-    return {len(each): each for each in (COCO_THINGS, COCO_PANOPTIC, CITYSCAPES, road_users)}.get(classes)
+    published = (COCO_THINGS, COCO_PANOPTIC, CITYSCAPES, road_users, ADE20K, ADE20K_THINGS, MAPILLARY_VISTAS)
+    return {len(each): each for each in published}.get(classes)
 
 
 def with_task(config: Any, categories: Categories) -> Any:

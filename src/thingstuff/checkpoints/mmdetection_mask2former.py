@@ -200,7 +200,7 @@ def _thresholds(model: Settings) -> Thresholds:
 
 
 def _categories(meta: Mapping[str, Any], model: Settings, classes: int, name: str) -> Categories:
-    """The names in the file; how many of them are things, which come first, the head's settings say."""
+    """The names in the file; how many of them are things, which come first in MMDetection, the head's settings say."""
     things = model.first(("panoptic_head",)).get("num_things_classes")
     if isinstance(things, int) and 0 <= things <= classes:
         usual = known_categories(classes) or Categories.numbered(classes)
@@ -208,4 +208,6 @@ def _categories(meta: Mapping[str, Any], model: Settings, classes: int, name: st
         usual = usual_categories(classes, name)
         things = sum(category.is_thing for category in usual)
     named = categories_in(meta, things, classes - things)
-    return usual if named == Categories.numbered(things, classes - things) and things == sum(c.is_thing for c in usual) else named
+    things_first = [True] * things + [False] * (classes - things)
+    nameless = named == Categories.numbered(things, classes - things)
+    return usual if nameless and [category.is_thing for category in usual] == things_first else named
