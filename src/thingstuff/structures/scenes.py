@@ -3,7 +3,7 @@
 from thingstuff.structures.categories import Categories, Category
 
 # ADE20K (Zhou et al., 2017, arXiv:1608.05442): the 150 categories of its scene parsing challenge, in its order. Names, with the
-# space after "window", and category ids, which count from 0, are those of the panoptic files that Mask2Former's authors make of it.
+# space after "window", and ids, which count from 0, are those of the panoptic files that Mask2Former's authors make of it.
 _ADE20K = (
     *("wall", "building", "sky", "floor", "tree", "ceiling", "road, route", "bed", "window ", "grass", "cabinet"),
     *("sidewalk, pavement", "person", "earth, ground", "door", "table", "mountain, mount", "plant", "curtain", "chair", "car"),
