@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
             evaluate.run_evaluate,
         ),
         "train": ("train a model on your own data", train.add_train_arguments, train.run_train),
-        "data": ("make data sets: drawn ones, or out of others", data.add_data_arguments, data.run_data),
+        "data": ("make data sets, drawn ones or out of others, and check them", data.add_data_arguments, data.run_data),
         "models": ("list the models that come with the package", models.add_models_arguments, models.run_models),
     }.items():
         command = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")

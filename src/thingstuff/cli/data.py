@@ -1,4 +1,4 @@
-"""`thingstuff data`: make data sets, drawn or out of others, in the layout that every command reads."""
+"""`thingstuff data`: make data sets, drawn or out of others, in the layout that every command reads; and check them."""
 
 import argparse
 import shutil
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from thingstuff.cli.check import add_check_arguments, run_check
 from thingstuff.cli.join import add_join_arguments, run_join
 from thingstuff.cli.make_shapes import add_make_shapes_arguments, run_make_shapes
 from thingstuff.cli.merge_categories import add_merge_categories_arguments, run_merge_categories
@@ -52,6 +53,7 @@ def new_folder(path: Path, argument: str) -> Iterator[Path]:
 
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "make-shapes": ("draw little landscapes with things in them, and their truth", add_make_shapes_arguments, run_make_shapes),
+    "check": ("name everything that is wrong with a data set", add_check_arguments, run_check),
     "join": ("join several data sets to one", add_join_arguments, run_join),
     "merge-categories": (
         "make a panoptic data set of fewer, broader categories",

@@ -52,12 +52,51 @@ def read_coco(
     """
     path = Path(path)
     content = read_json(path)
+    problems = Problems(path)
+    dataset, without_area = _read_content(content, path, image_dir, required_images, max_pixels, problems)
+    problems.raise_if_any()
+    assert dataset is not None
+    if without_area:
+        warnings.warn(
+            f"{path}: {len(without_area)} annotations cover no pixel or have a bbox without area, ids {_listed(without_area)}; "
+            "training leaves out those without pixels, evaluation counts them",
+            stacklevel=2,
+        )
+    return dataset
+
+
+def check_coco(
+    path: str | Path, image_dir: str | Path | None = None, *, required_images: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> list[str]:
+    """Everything that is wrong with a COCO instance file, a line each; nothing is wrong where the list is empty.
+
+    It is what `read_coco`, with the same arguments, refuses, to the last problem, and the objects of which it warns.
+
+    Raises:
+        AnnotationError: the file can't be read at all, or isn't JSON.
+    """
+    path = Path(path)
+    problems = Problems(path, limit=None)
+    _, without_area = _read_content(read_json(path), path, image_dir, required_images, max_pixels, problems)
+    return problems.kept + [
+        f"annotation {id_}: covers no pixel, or has a bbox without area; draw it, or remove it" for id_ in without_area
+    ]
+
+
+def _read_content(
+    content: dict[str, Any],
+    path: Path,
+    image_dir: str | Path | None,
+    required_images: bool,
+    max_pixels: int,
+    problems: Problems,
+) -> tuple[InstanceDataset | None, list[int]]:
+    """What the file says, None without its categories, and the annotations without area; each thing wrong is reported."""
     if image_dir is None:
         image_dir = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
     elif required_images and not Path(image_dir).is_dir():
         raise AnnotationError(f"{path}: the image folder {image_dir} does not exist; name the folder that holds the images")
 
-    problems = Problems(path)
     categories = read_categories(content, problems)
     frequencies = _read_frequencies(content["categories"], problems) if categories else None
     images = _read_images(content, ImageFolder(Path(image_dir), required_images, max_pixels), problems)
@@ -77,16 +116,10 @@ def read_coco(
         objects[image_id].append(found)
         if not has_area:
             without_area.append(found.annotation_id)
-    problems.raise_if_any()
-    assert categories is not None
-    if without_area:
-        warnings.warn(
-            f"{path}: {len(without_area)} annotations cover no pixel or have a bbox without area, ids {_listed(without_area)}; "
-            "training leaves out those without pixels, evaluation counts them",
-            stacklevel=2,
-        )
+    if categories is None:
+        return None, without_area
     records = tuple(replace(record, objects=tuple(objects[image_id])) for image_id, record in images.items())
-    return InstanceDataset(records, categories, path, frequencies)
+    return InstanceDataset(records, categories, path, frequencies), without_area
 
 
 def _listed(ids: list[int]) -> str:

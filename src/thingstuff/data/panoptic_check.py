@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
+from tqdm import tqdm
 
 from thingstuff.data.coco_json import Problems, read_json
 from thingstuff.data.panoptic import PanopticRecord, read_content
@@ -33,7 +34,7 @@ def check_panoptic(
     problems = Problems(path, limit=None)
     dataset = read_content(content, path, png_dir, image_dir, max_pixels, problems)
     found = problems.kept
-    for record in dataset or ():
+    for record in tqdm(dataset or (), desc="check maps", unit="image", disable=None):
         found += check_record(record)
     listed, annotated = content.get("images"), content.get("annotations")
     if isinstance(listed, list) and isinstance(annotated, list):

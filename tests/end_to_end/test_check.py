@@ -1,0 +1,124 @@
+"""`thingstuff data check`: everything wrong is named, file by file, and the exit code says whether there was anything."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thingstuff.cli import main
+from thingstuff.data.coco import check_coco
+
+SQUARE = [[0, 0, 2, 0, 2, 2, 0, 2]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound data set: a photo of 3 x 2 pixels, an object in it, and a map of two segments of 4 and 2 pixels."""
+    for name in ("images", "panoptic_val"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "images" / "a.jpg")
+    Image.fromarray(np.array([[[7, 0, 0], [7, 0, 0], [9, 0, 0]]] * 2, np.uint8)).save(tmp_path / "panoptic_val" / "a.png")
+    shared = {
+        "images": [{"id": 4, "file_name": "a.jpg", "height": 2, "width": 3}],
+        "categories": [{"id": 1, "name": "cat", "isthing": 1}, {"id": 5, "name": "sky", "isthing": 0}],
+    }
+    objects = [{"id": 1, "image_id": 4, "category_id": 1, "segmentation": SQUARE, "bbox": [0, 0, 2, 2], "area": 4}]
+    segments = [
+        {"id": 7, "category_id": 1, "iscrowd": 0, "area": 4, "bbox": [0, 0, 2, 2]},
+        {"id": 9, "category_id": 5, "iscrowd": 0, "area": 2, "bbox": [2, 0, 1, 2]},
+    ]
+    maps = [{"image_id": 4, "file_name": "a.png", "segments_info": segments}]
+    (tmp_path / "instances_val.json").write_text(json.dumps({**shared, "annotations": objects}))
+    (tmp_path / "panoptic_val.json").write_text(json.dumps({**shared, "annotations": maps}))
+    return tmp_path
+
+
+def change(file: Path, **changes: Any) -> None:
+    """Change the first segment, or the first object, of a file."""
+    content = json.loads(file.read_text())
+    first = content["annotations"][0]
+    (first["segments_info"][0] if "segments_info" in first else first).update(changes)
+    file.write_text(json.dumps(content))
+
+
+def check(*words: Any) -> int:
+    return main(["data", "check", *map(str, words)])
+
+
+def test_a_sound_folder_has_a_line_for_each_file(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    assert check(folder) == 0
+    assert capsys.readouterr().out == "instances_val.json: nothing is wrong\npanoptic_val.json: nothing is wrong\n"
+
+
+def test_each_inconsistency_is_named_with_image_and_segment(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    change(folder / "panoptic_val.json", area=3, bbox=[0, 0, 3, 2])
+    assert check(folder / "panoptic_val.json") == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "panoptic_val.json: image 4: segment 7 states an area of 3 pixels, 4 are painted",
+        "panoptic_val.json: image 4: segment 7 states the bbox [0, 0, 3, 2], what is painted has [0, 0, 2, 2]",
+        "panoptic_val.json: 2 problems",
+    ]
+
+
+def test_objects_are_checked_by_what_the_reader_refuses_and_warns_of(folder: Path, capsys):
+    change(folder / "instances_val.json", category_id=8)
+    assert check(folder, "--split", "val") == 1
+    assert "annotation 1 (image 4): category_id 8 is not among the file's categories" in capsys.readouterr().out
+    change(folder / "instances_val.json", category_id=1, bbox=[0, 0, 0, 2])
+    assert check(folder) == 1
+    assert "annotation 1: covers no pixel, or has a bbox without area" in capsys.readouterr().out
+
+
+def test_every_problem_of_a_large_file_is_named(folder: Path):
+    file = folder / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [{"id": id_, "image_id": 99} for id_ in range(50)]
+    file.write_text(json.dumps(content))
+    assert len(check_coco(file)) == 50  # read_coco would name 20
+
+
+def test_photos_are_checked_unless_they_are_left_alone(folder: Path, capsys):
+    (folder / "images" / "a.jpg").unlink()
+    assert check(folder) == 1
+    assert "does not exist" in capsys.readouterr().out
+    assert check(folder, "--no-images") == 0
+
+
+def test_json_lists_the_files(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    (folder / "instances_val.json").write_text("{")
+    assert check(folder, "--json") == 1
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [file["file"] for file in files] == ["instances_val.json", "panoptic_val.json"]
+    assert "not valid JSON at line 1" in files[0]["problems"][0]
+    assert files[1]["problems"] == []
+
+
+def test_other_layouts_are_checked(tmp_path: Path, capsys):
+    for kind, name in (("leftImg8bit", "ulm_1_leftImg8bit.png"), ("gtFine", "ulm_1_gtFine_instanceIds.png")):
+        (tmp_path / kind / "val" / "ulm").mkdir(parents=True)
+        Image.fromarray(np.full((2, 3), 7, np.uint16)).save(tmp_path / kind / "val" / "ulm" / name)
+    assert check(tmp_path) == 0
+    (tmp_path / "gtFine" / "val" / "ulm" / "ulm_1_gtFine_instanceIds.png").write_bytes(b"")
+    assert check(tmp_path) == 1
+    assert "is no PNG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "nowhere: does not exist"),
+        ([".", "--split", "test"], "has no instances_test.json; its splits are val"),
+        (["panoptic_val.json", "--split", "val"], "is one file and has no split 'val'"),
+        ([".", "--images", "nowhere"], "nowhere: does not exist; give --images the folder of the photos"),
+    ],
+)
+def test_what_is_no_data_set_is_wrong_use(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, words, said):
+    monkeypatch.chdir(folder)
+    assert check(*words) == 2
+    assert said in capsys.readouterr().err
