@@ -1,16 +1,25 @@
 """Mask2Former and MaskFormer against transformers 5.23: arrays along the way, then each task's final result.
 
+Every case is run once more from a file in the authors' layout, for which there is no case: the same weights under the names that
+transformers' conversion gives them there, and segments made in Hugging Face's way.
+
 Tolerances are the cases' own. Where transformers gives one id to several segments, after a fused one, we give each its own; the
 cases leave those pixels out.
 """
 
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import thingstuff
 from thingstuff.models.contract import Task
+from thingstuff.models.mask_classification import Convention
+
+from .authors_names import as_authors
 
 CASES = ("hf-mask2former-swin-tiny", "hf-maskformer-swin-tiny")
 
@@ -18,12 +27,12 @@ CASES = ("hf-mask2former-swin-tiny", "hf-maskformer-swin-tiny")
 class Run:
     """One case through our network, with the original's arrays beside it."""
 
-    def __init__(self, parity, folder):
+    def __init__(self, parity, folder, load):
         self.parity, self.case = parity, parity.Case(folder)
         self.expected = dict(np.load(folder / "expected.npz"))
         self.raw = dict(np.load(folder / "outputs.npz").items())
         self.tolerances = self.case.facts["tolerances"]
-        self.segmenter = parity.load_case(self.case, "cpu")
+        self.segmenter = load(self.case)
         self.model = self.segmenter.model
         self.batch = self.case.batch(self.segmenter)
         self.queries = []  # of each layer before the norm that its heads share
@@ -47,9 +56,27 @@ class Run:
         assert near.float().mean() >= 0.999
 
 
-@pytest.fixture(scope="module", params=CASES)
-def run(request, parity, shared_reference):
-    return Run(parity, shared_reference / request.param)
+LAYOUTS = ("hugging face", "authors")
+
+
+@pytest.fixture(scope="module", params=[(case, layout) for case in CASES for layout in LAYOUTS], ids=" as ".join)
+def run(request, parity, shared_reference, tmp_path_factory):
+    case, layout = request.param
+
+    def from_authors(case):
+        file = tmp_path_factory.mktemp("authors") / "model_final.pkl"
+        arrays = as_authors(parity.recipe("weights").load_case(str(case.folder)))
+        file.write_bytes(pickle.dumps({"model": arrays, "__author__": "third_party"}))
+        segmenter = thingstuff.load(file, "cpu")
+        model = segmenter.model
+        assert model.config.post_processing.convention is Convention.ORIGINAL
+        usual = parity.load_case(case, "cpu").model.config
+        model.config = replace(model.config, post_processing=usual.post_processing, thresholds=usual.thresholds)
+        return segmenter
+
+    return Run(
+        parity, shared_reference / case, from_authors if layout == "authors" else lambda case: parity.load_case(case, "cpu")
+    )
 
 
 def test_levels_of_the_backbone(run):
