@@ -81,6 +81,11 @@ def recipe_of(options: argparse.Namespace, model: str) -> Recipe:
     )
 
 
+def validation_images(options: argparse.Namespace) -> InstanceDataset:
+    data = open_dataset(options.data, "val")
+    return replace(data, records=data.records[: options.images])
+
+
 def steps_of(file: Path) -> int:
     with safe_open(file, framework="pt") as content:
         return int(json.loads(content.metadata()["notes"])["trained_steps"])
@@ -146,10 +151,8 @@ def main() -> None:
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)  # the child's part
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = open_dataset(options.data, "val")
-    data = replace(data, records=data.records[: options.images])
     if options.memory_of:
-        memory(options.memory_of, data)
+        memory(options.memory_of, validation_images(options))
         return
 
     files = {name: options.out / name / "last.safetensors" for name in options.models}
@@ -159,6 +162,7 @@ def main() -> None:
                 train(recipe_of(options, name), resume=True)
     if options.train_only:
         return
+    data = validation_images(options)
     models = {name: thingstuff.load(path, device="cpu") for name, path in files.items()}
     for model in models.values():
         segment(model, data[0])
