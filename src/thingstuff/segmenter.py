@@ -260,6 +260,13 @@ def bundled_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
 
 
+def _devices() -> list[str]:
+    """The devices that can compute here."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if accelerator else 0
+    return ["cpu", *(f"{accelerator}:{number}" for number in range(count))]
+
+
 def load(name_or_path: str | Path, device: str | torch.device | None = None) -> Segmenter:
     """A bundled model by name, or any supported checkpoint by its file alone: family, layout, depth and classes are found in it.
 
@@ -278,8 +285,12 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     model, categories, preprocessing = read(path) if is_own_format(path) else load_foreign(path)
     if len(categories) != model.config.classes:
         raise SizeError(f"{path}: {len(categories)} categories for {model.config.classes} classes")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.ones(1, device=device).item()  # "meta" takes a model, but nothing comes back
+        model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device} is not available: {error}") from error
+        if "out of memory" in str(error):
+            raise
+        raise ConfigError(f"device {device} is not available ({error}); there are {', '.join(_devices())}") from error
     return Segmenter(model, categories, preprocessing, name=str(name_or_path))

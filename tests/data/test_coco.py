@@ -270,7 +270,7 @@ def test_objects_without_pixels_or_box_area_are_kept_and_named_in_a_warning(fold
         (b"[" * 100_000, "not JSON that can be read"),
         (b'{"images": ' + b"9" * 10_000 + b"}", "not JSON that can be read"),
         (b"[]", "holds a list, as files of predictions do"),
-        (b"3", "holds int"),
+        (b"3", "holds a number, not an object with 'images'"),
         (b"{}", "3 problems"),
         (b'{"images": 1, "annotations": {}, "categories": []}', "3 problems"),
         (b'{"images": [3], "annotations": [4], "categories": [5]}', "3 problems"),

@@ -50,6 +50,20 @@ def test_things_stay_apart_stuff_joins_and_stuff_among_things_is_a_crowd(tmp_pat
     assert new.crowd.tolist() == [False, False, True, False, False, True]
 
 
+@pytest.mark.parametrize("mapping", [{"void": ["*"]}, {"zebra": [], "void": ["*"]}])
+def test_a_mapping_that_leaves_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mapping: dict):
+    assert cli.main(["data", "make-shapes", str(tmp_path / "set"), "--images", "2", "--size", "48x32"]) == 0
+    words = ("data", "merge-categories", tmp_path / "set", write(tmp_path, mapping), "--out", tmp_path / "new")
+    assert cli.main([str(word) for word in words]) == 2
+    assert "become void, so nothing is left; name what is to be kept" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_list_is_no_mapping(tmp_path: Path):
+    with pytest.raises(AnnotationError, match=r'holds a list, not a mapping such as \{"new name": \["old name"'):
+        read_merging(write(tmp_path, ["cat"]), OLD)
+
+
 def test_the_rest_and_void(tmp_path: Path):
     mapping = {"animal": ["cat"], "void": ["fruit"], "other": {"isthing": 0, "from": ["*"]}}
     new = merged(MAP, read_merging(write(tmp_path, mapping), OLD))

@@ -1,6 +1,7 @@
 """Panoptic files: what is read, what is refused, and what the validator names."""
 
 import json
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from thingstuff.data.folders import open_panoptic
 from thingstuff.data.id_png import read_id_png, read_number_png
 from thingstuff.data.panoptic import pairs, read_panoptic, read_panoptic_predictions
 from thingstuff.data.panoptic_check import check_panoptic
-from thingstuff.errors import AnnotationError
+from thingstuff.errors import AnnotationError, SizeError
 
 IDS = [[7, 7, 0], [7, 300, 70000]]
 
@@ -98,9 +99,21 @@ def test_predictions_need_annotations_alone(tmp_path, content):
     rows = [{"id": row["id"], "category_id": row["category_id"]} for row in content["annotations"][0]["segments_info"]]
     found = write(tmp_path, {"annotations": [{"image_id": 4, "file_name": "a.png", "segments_info": rows}]}, name="found")
     data = read_panoptic_predictions(found, categories)
-    assert data[0].size is None
+    assert data[0].size == (2, 3)  # the PNG's own
     assert data[0].areas.tolist() == [-1, -1, -1]
     assert [image_id for image_id, _, _ in pairs(data, read_panoptic(path))] == [4]
+
+
+def test_a_prediction_of_another_size_is_refused_before_it_is_decoded(tmp_path, content):
+    truth = read_panoptic(write(tmp_path, content))
+    annotation = {"image_id": 4, "file_name": "a.png", "segments_info": []}
+    found = write(tmp_path, {"annotations": [annotation]}, name="found")
+    header = struct.pack(">IIBBBBB", 13_000, 13_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (tmp_path / "found" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)  # nothing to decode
+    data = read_panoptic_predictions(found, truth.categories)
+    with pytest.raises(SizeError, match=r"image 4: .*a\.png has 13000 x 13000 pixels .*, the image 3 x 2 pixels"):
+        pairs(data, truth)
 
 
 def test_an_image_without_a_prediction_is_named(tmp_path, content):

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thingstuff.data.records import Object, Record
-from thingstuff.data.transforms import Augmentation, Sample, ScaleOf, augment, draw_window, tight_boxes
+from thingstuff.data.transforms import (
+    Augmentation,
+    Sample,
+    ScaleOf,
+    augment,
+    check_min_pixels,
+    draw_window,
+    tight_boxes,
+)
 from thingstuff.errors import ConfigError, SizeError
 from thingstuff.structures.images import Preprocessing
 from thingstuff.structures.masks import Mask
@@ -214,6 +222,21 @@ def test_an_image_that_is_not_of_the_records_size_is_refused():
         augment(
             np.zeros((5, 5, 3), np.uint8), record_of(rectangle((7, 9), 0, 0, 1, 1)), PLAIN, OWN_SIZE, np.random.default_rng(0)
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 12),  # 3 x 4
+        ({"scale": (0.5, 2.0)}, 48),  # 6 x 8
+        ({"scale": (0.5, 2.0), "crop": (5, 7)}, 30),  # 6 x 5
+    ],
+)
+def test_a_count_of_pixels_that_no_object_ever_has_is_refused(changes: dict, most: int):
+    record = record_of(rectangle((20, 30), 1, 1, 4, 5), rectangle((20, 30), 8, 8, 9, 9))
+    check_min_pixels([record], replace(PLAIN, min_pixels=most, **changes), OWN_SIZE)
+    with pytest.raises(ConfigError, match=f"min_pixels is {most + 1}, but no object covers more than {most} pixels"):
+        check_min_pixels([record], replace(PLAIN, min_pixels=most + 1, **changes), OWN_SIZE)
 
 
 @pytest.mark.parametrize(

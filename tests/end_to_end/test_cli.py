@@ -54,6 +54,7 @@ def test_the_module_is_the_command():
         (["train", "--data", "d", "--model", "m", "--out", ""], "argument --out: is empty"),
         (["train", "--data", "d", "--model", "m", "--out", "r", "--batch-size", "100000"], "100000 is above 1024"),
         (["train", "--data", "d", "--model", "m", "--out", "r", "--warmup", "-1"], "argument --warmup: -1 is below 0"),
+        (["train", "--data", "d", "--model", "m", "--out", "r", "--loss-weights", "mask"], "'mask' has no weight; give it one"),
         (["evaluate", "--data", "d"], "one of the arguments --model --predictions --compare is required"),
         (["evaluate", "--data", "d", "--model", "m", "--predictions", "p"], "not allowed with argument --model"),
         (["train", "--data", "d", "--model", "m"], "the following arguments are required: --out"),
@@ -186,8 +187,17 @@ def test_predict_does_not_write_over_json_of_others(photos: Path, capsys, name: 
 def test_predict_does_not_write_over_its_images(photos: Path, capsys):
     before = (photos / "b.png").read_bytes()
     assert run("predict", photos, "--model", "unused", "--out", photos) == 2
+    assert "photos is the folder of a.JPG; the pictures would lie among the images" in capsys.readouterr().err
+    assert run("predict", photos / "*.JPG", "--model", "unused", "--out", photos) == 2
+    assert "the pictures would lie among the images" in capsys.readouterr().err
+    assert run("predict", photos / "b.png", "--model", "unused", "--out", photos) == 2
     assert "would be overwritten" in capsys.readouterr().err
     assert (photos / "b.png").read_bytes() == before
+
+
+def test_an_image_named_by_itself_may_have_its_results_beside_it(photos: Path, tiny_model: Path):
+    assert run("predict", photos / "a.JPG", "--model", tiny_model, "--out", photos) == 0
+    assert (photos / "a.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -205,6 +215,11 @@ def test_an_unusable_model_is_named_without_a_traceback(photos: Path, tmp_path: 
 def test_an_unusable_device_is_named(photos: Path, tiny_model: Path, tmp_path: Path, capsys):
     assert run("predict", photos / "b.png", "--model", tiny_model, "--out", tmp_path / "out", "--device", "abacus") == 2
     assert "abacus" in capsys.readouterr().err
+    # nothing comes back from where no memory is
+    assert run("predict", photos / "b.png", "--model", tiny_model, "--out", tmp_path / "out", "--device", "meta") == 2
+    told = capsys.readouterr().err
+    assert "device meta is not available" in told
+    assert "there are cpu" in told
 
 
 def test_an_output_folder_that_is_a_file_is_named(photos: Path, tiny_model: Path, capsys):

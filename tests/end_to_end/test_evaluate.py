@@ -112,6 +112,29 @@ def test_reports_that_do_not_fit_are_refused(judged: Path, capsys, spoil, messag
     assert message in capsys.readouterr().err
 
 
+def test_a_list_is_no_report(judged: Path, capsys):
+    (judged / "list.json").write_text("[]")
+    assert run("evaluate", "--compare", judged / "a", judged / "list.json") == 2
+    assert "list.json: holds a list, not a report, which evaluate writes as report.json" in capsys.readouterr().err
+
+
+def test_a_folder_of_photos_that_is_not_there_is_named(judged: Path, capsys):
+    assert run("evaluate", "--predictions", "p.json", "--data", judged, "--images", "nope") == 2
+    assert "nope is no folder; name the folder of the photos: --images DIR" in capsys.readouterr().err
+
+
+def test_truth_without_an_image_is_refused(shapes: Path, rooms: Path, tmp_path: Path, capsys):
+    (tmp_path / "p.json").write_text("[]")
+    empty = {"images": [], "annotations": [], "categories": [{"id": 4, "name": "disk"}]}
+    (shapes / "instances_val.json").write_text(json.dumps(empty))
+    assert run("evaluate", "--predictions", tmp_path / "p.json", "--data", shapes, "--split", "val") == 2
+    assert "instances_val.json: has no image, so there is nothing to compare with" in capsys.readouterr().err
+    truth = rooms / "data" / "panoptic.json"
+    truth.write_text(json.dumps({**json.loads(truth.read_text()), "annotations": []}))
+    assert run("evaluate", "--predictions", rooms / "found.json", "--data", rooms / "data") == 2
+    assert "panoptic.json: has no annotation of any image, so there is nothing to compare with" in capsys.readouterr().err
+
+
 def test_options_that_do_not_go_with_compare_are_refused(judged: Path, capsys):
     assert run("evaluate", "--compare", judged / "a", judged / "b", "--split", "val") == 2
     assert "--split goes with --model or --predictions" in capsys.readouterr().err

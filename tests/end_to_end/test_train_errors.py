@@ -83,6 +83,16 @@ def test_a_file_where_the_run_should_be_is_an_error_with_words(shapes: Path, tmp
         train(_recipe(shapes, tmp_path / place))
 
 
+def test_views_without_room_and_objects_without_pixels_are_refused(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(shapes), "--model", "mask-rcnn-tiny", "--steps", "1", "--out", str(tmp_path / "run")]
+    assert main([*words, "--crop", "1"]) == 2
+    assert "crop must be at least 32 pixels a side, got 1" in capsys.readouterr().err
+    assert main([*words, "--min-pixels", "100000000"]) == 2
+    assert "min_pixels is 100000000, but no object covers more than" in capsys.readouterr().err
+
+
 def test_a_run_does_not_lie_among_the_files_of_a_data_set(shapes: Path) -> None:
     with pytest.raises(TrainingError, match="my-data holds a data set, and a run would lie among its files"):
         train(_recipe(shapes, shapes))

@@ -341,8 +341,9 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_named(tmp_path: Path):
 )
 def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes):
     (tmp_path / "notes.jpg").write_bytes(content)
-    with pytest.raises(ImageError, match=r"notes\.jpg: not an image that can be read"):
+    with pytest.raises(ImageError, match=r"notes\.jpg: not an image that can be read") as error:
         read_image(tmp_path / "notes.jpg")
+    assert "TGA" not in str(error.value)  # a format that any file might be says nothing
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
@@ -385,7 +386,7 @@ def test_an_image_over_the_limit_is_refused_by_its_header_alone(tmp_path: Path):
     begin = time.perf_counter()
     with pytest.raises(
         ImageError,
-        match=r"huge\.png: 20,000 x 20,000 = 400,000,000 pixels is over the limit of 200,000,000; raise the limit \(max_pixels\)",
+        match=r"huge\.png: 20,000 x 20,000 = 400,000,000 pixels is over the limit of 200,000,000; raise the limit \(--max",
     ):
         read_image(tmp_path / "huge.png")
     assert time.perf_counter() - begin < 1

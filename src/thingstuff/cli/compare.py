@@ -52,4 +52,4 @@ def _read(path: Path) -> dict[str, Any]:
     """The report in a file, or in the folder that holds it."""
     from thingstuff.data.coco_json import read_json
 
-    return read_json(path / REPORT if path.is_dir() else path)
+    return read_json(path / REPORT if path.is_dir() else path, f"a report, which evaluate writes as {REPORT}")

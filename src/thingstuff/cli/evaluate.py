@@ -84,6 +84,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         return run_compare(arguments, out, as_file)
     if arguments.data is None:
         raise ConfigError("what the predictions are compared with is missing; name the data: --data DIR or --data FILE.json")
+    if arguments.images is not None and not arguments.images.is_dir():
+        raise ConfigError(f"{arguments.images} is no folder; name the folder of the photos: --images DIR")
 
     judged = _judge(arguments)
     page = None

@@ -37,7 +37,7 @@ def run_join(arguments: argparse.Namespace) -> int:
     if panoptic and arguments.categories is None:
         _join_panoptic(arguments, arguments.splits or [split for split in panoptic if split] or [None])
     else:
-        common = [split for split in _common_splits(arguments.data, "instances") if split]
+        common: list[str | None] = [split for split in _common_splits(arguments.data, "instances") if split]
         if not arguments.splits and not common:
             _refuse_without_data(arguments.data)
         _join_objects(arguments, arguments.splits or common or [None])

@@ -10,7 +10,7 @@ from thingstuff.cli.arguments import given, reading
 from thingstuff.cli.judged import Judged, about, photo_path, pictures_wanted, worst
 from thingstuff.cli.predictions import predictions_of
 from thingstuff.cli.report_files import legible, photo
-from thingstuff.errors import ImageError
+from thingstuff.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +35,8 @@ def judge_instances(arguments: argparse.Namespace, segmenter: "Segmenter | None"
     limits = given(max_pixels=arguments.max_pixels)
     where = {"image_dir": arguments.images, "required_images": arguments.model is not None}
     data = open_dataset(arguments.data, arguments.split, **where, **limits)
+    if not len(data):
+        raise ConfigError(f"{data.source}: has no image, so there is nothing to compare with")
     max_detections = arguments.max_detections or (COUNTED_FEDERATED if arguments.federated else COUNTED)
     precision = AveragePrecision(data, max_detections, boundary=BOUNDARY, federated=arguments.federated)
     found: dict[int, Segments] = {}

@@ -34,6 +34,8 @@ def judge_panoptic(arguments: argparse.Namespace, segmenter: "Segmenter | None",
 
     limits = given(max_pixels=arguments.max_pixels)
     data = open_panoptic(arguments.data, arguments.split, image_dir=arguments.images, **limits)
+    if not len(data):
+        raise ConfigError(f"{data.source}: has no annotation of any image, so there is nothing to compare with")
     if segmenter is None and (arguments.max_detections is not None or arguments.score is not None):
         raise ConfigError("--score and --max-detections go with objects that have scores; a panoptic map has each pixel once")
     if arguments.federated:

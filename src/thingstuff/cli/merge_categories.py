@@ -55,6 +55,8 @@ def run_merge_categories(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.data}: the split {other} would have other categories than {splits[0]}; merge them apart")
 
     records = [record for part in parts.values() for record in part]
+    if not any(mergings[split].classes[class_] >= 0 for split, part in parts.items() for each in part for class_ in each.classes):
+        raise ConfigError(f"{mapping}: all segments of {arguments.data} become void, so nothing is left; name what is to be kept")
     paths = [record.path for record in records]
     if None in paths and (arguments.images is not None or any(paths)):
         lost = records[paths.index(None)].image_id

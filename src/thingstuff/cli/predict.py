@@ -19,6 +19,7 @@ from thingstuff.cli.predicted_files import (
     Input,
     Written,
     make_folders,
+    refuse_among_inputs,
     refuse_overwriting,
     write_whole,
     written_files,
@@ -60,6 +61,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     inputs, missing = find_inputs(arguments.inputs)
+    refuse_among_inputs(arguments.inputs, inputs, arguments.out)
     refuse_overwriting(inputs, arguments.out, tiles=False)  # before a model is loaded for nothing
 
     from thingstuff.models.contract import Task

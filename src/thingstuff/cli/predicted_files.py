@@ -43,6 +43,20 @@ class Written:
     panoptic: tuple[dict[str, Any], dict[str, Any]] | None  # image and annotation of COCO panoptic
 
 
+def refuse_among_inputs(words: Sequence[str], inputs: Sequence[Input], out: Path) -> None:
+    """Make sure that pictures don't come among images that a folder or a pattern stands for: the next time they would be inputs.
+
+    Raises:
+        ConfigError: they would; files that were named one by one may lie where they like.
+    """
+    for each in inputs:
+        if str(each.path) not in words and each.path.resolve().parent == out.resolve():
+            raise ConfigError(
+                f"{shown(out)} is the folder of {each.path.name}; the pictures would lie among the images and be taken for some "
+                "the next time; give another folder to --out"
+            )
+
+
 def refuse_overwriting(inputs: Sequence[Input], out: Path, tiles: bool) -> None:
     """Make sure that no output takes the place of an input, or of a file that is not ours.
 

@@ -32,6 +32,8 @@ def _weights(text: str) -> tuple[tuple[str, float], ...]:
     names = [name.strip() for name, _, _ in pairs]
     if not all(names) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of different names and weights such as mask=2,rpn_box=0.5")
+    if bare := [name for name, equals, _ in pairs if not equals]:
+        raise argparse.ArgumentTypeError(f"{bare[0].strip()!r} has no weight; give it one, such as {bare[0].strip()}=2")
     return tuple((name, _at_least_0(value)) for name, (_, _, value) in zip(names, pairs, strict=True))
 
 

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from thingstuff.errors import AnnotationError, ThingstuffError
 from thingstuff.structures.categories import Categories
 
+_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
 PROBLEMS_SHOWN = 20  # of one file, in one message; the rest are counted
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
@@ -24,8 +25,14 @@ EXIF_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 Id = TypeVar("Id")  # of an image: a number, in panoptic files a text as well
 
 
-def read_json(path: Path) -> dict[str, Any]:
+TRUTH = "an object with 'images', 'annotations' and 'categories'"
+
+
+def read_json(path: Path, wanted: str = TRUTH) -> dict[str, Any]:
     """The JSON object in a file (UTF-8, or UTF-16/32 as JSON allows, with or without a byte order mark).
+
+    Args:
+        wanted: what it should be, for the message where it is no object.
 
     Raises:
         AnnotationError: not there, not readable, not JSON (with line and column), or not an object.
@@ -40,14 +47,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise AnnotationError(f"{path}: not text: {error.reason} at byte {error.start}; save it as UTF-8") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists nested thousands deep
         raise AnnotationError(f"{path}: not JSON that can be read: {error}") from error
-    if isinstance(content, list):
+    if isinstance(content, list) and wanted == TRUTH:
         raise AnnotationError(
             f"{path}: holds a list, as files of predictions do; the ground truth is an object with 'images' in it"
         )
     if not isinstance(content, dict):
-        raise AnnotationError(
-            f"{path}: holds {type(content).__name__}, not an object with 'images', 'annotations' and 'categories'"
-        )
+        raise AnnotationError(f"{path}: holds {_KINDS.get(type(content), 'nothing')}, not {wanted}")
     return content
 
 
@@ -140,7 +145,7 @@ def declared_size(image: dict[str, Any], max_pixels: int, where: str) -> tuple[i
     if size[0] * size[1] > max_pixels:
         raise Problem(
             f"{where}: declared {pixels(size)}, more than the limit of {max_pixels:,} pixels; "
-            "correct the size or raise max_pixels"
+            "correct the size or raise the limit (--max-pixels, in Python max_pixels)"
         )
     return size
 

@@ -99,6 +99,7 @@ def _check_header(header: bytes, path: Path, max_pixels: int, accepted: _Accepte
         raise AnnotationError(f"{path}: is a PNG of {KINDS.get(kind, 'an unknown kind')} with {depth} bits; {wanted}")
     if height * width > max_pixels:
         raise AnnotationError(
-            f"{path}: has {pixels((height, width))}, more than the limit of {max_pixels:,} pixels; raise max_pixels if it should"
+            f"{path}: has {pixels((height, width))}, more than the limit of {max_pixels:,} pixels; "
+            "raise the limit (--max-pixels, in Python max_pixels) if it should"
         )
     return height, width

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from thingstuff.data.copy_paste import paste_objects
 from thingstuff.data.records import InstanceDataset, Record
-from thingstuff.data.transforms import Augmentation, Sample, augment
+from thingstuff.data.transforms import Augmentation, Sample, augment, check_min_pixels
 from thingstuff.errors import AnnotationError, ConfigError, ThingstuffError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preprocessing, Targets, read_image
 
@@ -85,6 +85,7 @@ class TrainingLoader:
                 "need batch_size >= 1, workers >= 0 and 0 <= rank < processes, "
                 f"got {batch_size=}, {workers=}, {rank=}, {processes=}"
             )
+        check_min_pixels(dataset, augmentation, preprocessing)
         self.dataset, self.preprocessing = dataset, preprocessing
         self.batch_size, self.seed, self.workers, self.rank, self.processes = batch_size, seed, workers, rank, processes
         self._views = _Views(dataset, augmentation, preprocessing, seed, ImageCache(cache_bytes, max_pixels, bit_depth))

@@ -39,7 +39,7 @@ def read_merging(path: str | Path, categories: Categories) -> Merging:
         AnnotationError: it isn't such a mapping, names a category that there isn't, or one twice, or leaves one out.
     """
     path = Path(path)
-    content = read_json(path)
+    content = read_json(path, 'a mapping such as {"new name": ["old name", ...]}')
     sources: dict[str, list[str]] = {}
     stated: dict[str, bool | None] = {}
     for name, value in content.items():

@@ -27,7 +27,7 @@ from thingstuff.data.coco_json import (
     shown,
 )
 from thingstuff.data.id_png import LARGEST_ID, png_size, read_id_png
-from thingstuff.errors import AnnotationError
+from thingstuff.errors import AnnotationError, SizeError
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 from thingstuff.structures.panoptic import PanopticMap
@@ -49,7 +49,7 @@ class PanopticRecord:
     crowd: np.ndarray  # bool (segments,)
     areas: np.ndarray  # int64 (segments,), pixels as the file states them, -1 where it states none
     boxes: np.ndarray  # float64 (segments, 4), x y width height as the file states them, NaN where it states none
-    size: tuple[int, int] | None = None  # (height, width) of the image as the file states it; files of predictions need not
+    size: tuple[int, int] | None = None  # (height, width) of the image and of the PNG, by its header
     path: Path | None = None  # the photo, where it was found
     photo: str | None = None  # its name without folder and ending, where a file of predictions says it
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -163,6 +163,7 @@ def pairs(
 
     Raises:
         AnnotationError: an image has no prediction.
+        SizeError: a prediction has another size than its image, by the headers of the PNGs.
     """
     of_image = _by_name({record: record.photo for record in predictions}, truth) or predictions.by_image_id
     if any(record.image_id not in of_image for record in truth):
@@ -173,6 +174,13 @@ def pairs(
             f"{predictions.source}: has no prediction for image {missing[0]}{more}; list an image where nothing was found "
             "with no segments and a PNG of void"
         )
+    for record in truth:
+        predicted = of_image[record.image_id]
+        if record.size is not None and predicted.size is not None and predicted.size != record.size:
+            raise SizeError(
+                f"{predictions.source}: image {record.image_id}: {predicted.png} has {pixels(predicted.size)}, the image "
+                f"{pixels(record.size)}; predict at the size of the image"
+            )
     return ((record.image_id, of_image[record.image_id].panoptic_map, record.panoptic_map) for record in truth)
 
 
@@ -270,7 +278,7 @@ def _read_annotations(
                 raise Problem(f"{where}: {png} has {pixels(stored)}, the image {pixels(image.size)}; paint it at that size")
             segments = _read_segments(annotation.get("segments_info"), categories, where, problems)
             records[image_id] = PanopticRecord(
-                image_id, png, categories, *segments, size=image.size, path=image.path, max_pixels=folder.max_pixels
+                image_id, png, categories, *segments, size=stored, path=image.path, max_pixels=folder.max_pixels
             )
         except Problem as problem:
             problems.add(str(problem))

@@ -7,6 +7,8 @@ window is a rectangle of whole source pixels, so image and masks go through one 
 ever decoded: 375 objects on 1388 x 1040 pixels cost what the crop costs.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -139,18 +141,9 @@ def draw_window(
     size: tuple[int, int], augmentation: Augmentation, preprocessing: Preprocessing, random: np.random.Generator
 ) -> Window:
     """A scale and, within the scaled image, the place of the crop; where the crop is larger than the image, all of that side."""
-    height, width = size
     low, high = augmentation.scale
     factor = float(np.exp(random.uniform(np.log(low), np.log(high)))) if low < high else low
-    base = (1.0, 1.0)  # of each side, since the network's input rounds them apart
-    if augmentation.scale_of is ScaleOf.CROP:
-        assert augmentation.crop is not None
-        fit = min(augmentation.crop[0] / height, augmentation.crop[1] / width)
-        base = (fit, fit)
-    elif augmentation.scale_of is ScaleOf.INPUT:
-        input_height, input_width = preprocessing.input_size(height, width)
-        base = (input_height / height, input_width / width)
-
+    base = _base_scale(size, augmentation, preprocessing)
     origin, source, output = [], [], []
     for axis, side in enumerate(size):
         scale = base[axis] * factor
@@ -165,6 +158,38 @@ def draw_window(
             source.append(taken)
             output.append(augmentation.crop[axis])
     return Window(origin[0], origin[1], (source[0], source[1]), (output[0], output[1]))
+
+
+def _base_scale(size: tuple[int, int], augmentation: Augmentation, preprocessing: Preprocessing) -> tuple[float, float]:
+    """What a scale of 1 does to each side: the network's input rounds them apart."""
+    height, width = size
+    if augmentation.scale_of is ScaleOf.CROP:
+        assert augmentation.crop is not None
+        fit = min(augmentation.crop[0] / height, augmentation.crop[1] / width)
+        return fit, fit
+    if augmentation.scale_of is ScaleOf.INPUT:
+        input_height, input_width = preprocessing.input_size(height, width)
+        return input_height / height, input_width / width
+    return 1.0, 1.0
+
+
+def check_min_pixels(records: Iterable[Record], augmentation: Augmentation, preprocessing: Preprocessing) -> None:
+    """Raises ConfigError where no object can ever have `min_pixels`, by the extents of the masks: nothing would be learnt."""
+    if augmentation.min_pixels == 1:
+        return
+    most = 0.0
+    for record in records:
+        base = _base_scale(record.size, augmentation, preprocessing)
+        for found in record.objects:
+            sides = [side * scale * augmentation.scale[1] for side, scale in zip(found.mask.crop_size, base, strict=True)]
+            if augmentation.crop is not None:
+                sides = [min(side, crop) for side, crop in zip(sides, augmentation.crop, strict=True)]
+            most = max(most, math.prod(sides))
+    if most < augmentation.min_pixels:
+        raise ConfigError(
+            f"min_pixels is {augmentation.min_pixels}, but no object covers more than {most:.0f} pixels of the network's input; "
+            "lower it, or all would be left out"
+        )
 
 
 def _cut(image: np.ndarray, window: Window) -> np.ndarray:

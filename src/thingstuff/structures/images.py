@@ -137,7 +137,8 @@ def _opened(stream: Any, name: str) -> ImageFile:
                 f"{name}: {error} Its decoder enforces Pillow's own limit; raise PIL.Image.MAX_IMAGE_PIXELS"
             ) from error
         except Exception as error:  # each decoder raises its own kinds on a broken header; another may still accept the file
-            reasons.append(f"{format_}: {error}")
+            if accept is not None:  # a format without a mark of its own, TGA, is no guess at what the file was meant to be
+                reasons.append(f"{format_}: {error}")
     raise ImageError(f"{name}: not an image that can be read ({'; '.join(reasons) or 'unknown format'})")
 
 
@@ -158,7 +159,7 @@ def _read_pillow(image: Image.Image, name: str, max_pixels: int, bit_depth: int 
     if width * height > max_pixels:
         raise ImageError(
             f"{name}: {width:,} x {height:,} = {width * height:,} pixels is over the limit of {max_pixels:,}; "
-            "raise the limit (max_pixels) if the file can be trusted and memory allows 3 bytes a pixel"
+            "raise the limit (--max-pixels, in Python max_pixels) if the file can be trusted and memory allows 3 bytes a pixel"
         )
     stated = stated_bits(image)
     with _damage_named(name):

@@ -10,6 +10,7 @@ from thingstuff.models.contract import Task
 from thingstuff.segmenter import check_batch_size
 from thingstuff.structures.bit_depth import check_bit_depth
 
+MIN_CROP = 32  # pixels: a smaller view has one cell of most levels
 REFERENCE_BATCH = 16  # images a step that `learning_rate` is meant for
 
 
@@ -80,6 +81,8 @@ class Recipe:
             raise ConfigError(f"ema must be from 0 (no averaging) to below 1, got {self.ema}")
         if not 0 <= self.final_learning_rate <= 1:
             raise ConfigError(f"final_learning_rate is a share from 0 to 1, got {self.final_learning_rate}")
+        if self.augmentation.crop is not None and min(self.augmentation.crop) < MIN_CROP:
+            raise ConfigError(f"crop must be at least {MIN_CROP} pixels a side, got {min(self.augmentation.crop)}")
         if self.task not in (None, *(task.value for task in Task)):
             raise ConfigError(f"task must be one of {', '.join(task.value for task in Task)}, got {self.task!r}")
         if self.precision not in ("no", "bf16", "fp16"):
