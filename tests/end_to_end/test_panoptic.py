@@ -274,3 +274,26 @@ def test_a_model_is_judged_on_class_maps_when_asked(scenes: Path, weights: Path,
     assert set(result["per_class"]["sky"]) == {"iou"}
     assert run("evaluate", "--model", weights, "--data", scenes, "--split", "val", "--task", "semantic") == 0
     assert capsys.readouterr().out.startswith("mIoU ")
+
+
+def test_the_report_of_class_maps_knows_no_segment(scenes: Path, weights: Path, tmp_path: Path, capsys):
+    words = ("evaluate", "--model", weights, "--data", scenes, "--split", "val", "--task", "semantic", "--out", tmp_path / "a")
+    assert run(*words) == 0
+    capsys.readouterr()
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert not {"pq", "boundary_pq", "errors"} & report.keys()
+    assert set(report["semantic"]) == {"mIoU", "fwIoU", "pixel_accuracy", "mean_accuracy", "n"}
+    assert set(report["per_class"]["sky"]) == {"iou"}
+    assert len(report["per_image"]["quality"]) == report["images"]
+    low, high = report["intervals"]["semantic"]["mIoU"]
+    assert low <= report["semantic"]["mIoU"] <= high
+    annotated = sum(about["pixels"] for about in report["classes"].values())
+    assert sum(map(sum, report["confusion"]["counts"])) == annotated
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "fwIoU" in page
+    assert "PQ" not in page
+    assert "mask AP" not in page
+    assert run("evaluate", "--compare", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "both") == 0
+    told = capsys.readouterr().out
+    assert "pixel accuracy" in told
+    assert "+0.00" in told

@@ -9,13 +9,17 @@ from thingstuff.errors import EvaluationError
 from thingstuff.evaluation import bootstrap
 from thingstuff.evaluation.bootstrap import (
     PanopticCounts,
+    SemanticCounts,
     average_precisions,
     draw_images,
     interval,
     panoptic_qualities,
+    semantic_qualities,
     weights_of,
 )
 from thingstuff.evaluation.matching import Matches, average_precision_of
+from thingstuff.evaluation.semantic import SemanticQuality
+from thingstuff.structures.categories import Categories
 
 
 def made_up(images: int = 12, classes: int = 3, detections: int = 80) -> Matches:
@@ -126,7 +130,33 @@ def test_panoptic_counts_survive_json():
     np.testing.assert_array_equal(read.counts, counts)
 
 
+def test_pixel_figures_of_a_draw_are_computed_from_sums():
+    # first image: 3 of 4 pixels of class 0 are found, the last is taken for class 1; second image: 2 of 2 pixels of class 1
+    confusions = [np.array([[3, 1, 0], [0, 0, 0]]), np.array([[0, 0, 0], [0, 2, 0]])]
+    counted = SemanticCounts.of_confusions((7, 8), confusions, 2)
+    assert SemanticCounts.from_json(json.loads(json.dumps(counted.to_json()))).counts.tolist() == counted.counts.tolist()
+    drawn = semantic_qualities(counted, np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]))
+    # both: IoU 3/4 and 2/3; the first twice: 6/8 and, predicted alone, 0; the second twice: none and 4/4
+    assert drawn.per_class[0].tolist() == pytest.approx([3 / 4, 2 / 3])
+    assert drawn.overall["mIoU"] == pytest.approx([17 / 24, 3 / 8, 1])
+    assert drawn.overall["fwIoU"] == pytest.approx([(4 * 3 / 4 + 2 * 2 / 3) / 6, 3 / 4, 1])
+    assert drawn.overall["pixel_accuracy"] == pytest.approx([5 / 6, 3 / 4, 1])
+    assert drawn.overall["mean_accuracy"] == pytest.approx([7 / 8, 3 / 4, 1])
+
+
+def test_pixel_figures_of_a_draw_are_those_of_the_metric():
+    random = np.random.default_rng(0)
+    quality = SemanticQuality(Categories.numbered(3))
+    maps = random.integers(-1, 3, (2, 5, 4, 6))
+    counted = SemanticCounts.of_confusions(range(5), [quality.update(*pair) for pair in zip(*maps, strict=True)], 3)
+    drawn, alone = semantic_qualities(counted, np.ones((1, 5))), quality.compute()
+    for name, values in drawn.overall.items():
+        assert values[0] == pytest.approx(alone[name], abs=1e-12)
+
+
 def test_rows_that_are_no_counts_are_refused():
+    with pytest.raises(EvaluationError, match="pixel counts of a report can't be read"):
+        SemanticCounts.from_json({"image_ids": [1], "classes": 2, "rows": [[3, 0, 1, 1, 1]]})
     with pytest.raises(EvaluationError, match="write the report again"):
         PanopticCounts.from_json({"image_ids": [1], "is_thing": [True], "rows": [[0, 5, 1, 1, 1, 1.0]]})
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from thingstuff.errors import EvaluationError
-from thingstuff.evaluation.bootstrap import PanopticCounts
+from thingstuff.evaluation.bootstrap import PanopticCounts, SemanticCounts
 from thingstuff.evaluation.comparison import compare, format_comparison, intervals
+from thingstuff.evaluation.report import render_comparison
 
 
 def report(tp: list[int], rare: int = 0, ids: list[int] | None = None) -> dict[str, Any]:
@@ -36,6 +37,28 @@ def test_what_is_hard_for_both_cancels_out():
     assert row["better"] == 1
     assert intervals(report(hard), samples=200)["pq"]["pq"][1] > 0.75
     assert " *" in format_comparison(comparison)
+
+
+def test_class_maps_are_compared_by_their_pixels():
+    def of_pixels(right: list[int]) -> dict[str, Any]:
+        """Images of 10 pixels of lamp, of which so many are found and the rest taken for owl."""
+        confusions = [np.array([[found, 10 - found, 0], [0, 0, 0]]) for found in right]
+        ids = tuple(range(len(right)))
+        values = report(right, ids=list(ids))
+        values["per_image"] |= {"pq": None, "semantic": SemanticCounts.of_confusions(ids, confusions, 2).to_json()}
+        return {**values, "pq": None, "semantic": {}}
+
+    comparison = compare(of_pixels([1, 9, 2, 8, 5, 5]), of_pixels([2, 10, 3, 9, 6, 6]), samples=100)
+    assert comparison["task"] == "semantic"
+    row = row_of(comparison, "pixel accuracy")
+    assert (row["a"], row["b"]) == (pytest.approx(30 / 60), pytest.approx(36 / 60))
+    assert row["low"] > 0
+    lamp, owl = comparison["per_class"]
+    assert (lamp["a"], lamp["b"]) == (pytest.approx(0.5), pytest.approx(0.6))
+    assert owl["low"] is None  # in no image
+    assert "IoU, from the largest gain" in render_comparison(comparison)
+    with pytest.raises(EvaluationError, match="one report is of semantic, the other of panoptic"):
+        compare(of_pixels([1]), report([1]))
 
 
 def test_only_images_of_both_count():

@@ -92,6 +92,19 @@ def panoptic() -> dict[str, Any]:
     )
 
 
+def semantic() -> dict[str, Any]:
+    gone = dict.fromkeys(("mask", "box", "boundary", "curves", "errors"))
+    return report(
+        semantic={"mIoU": 0.7, "fwIoU": 0.8, "pixel_accuracy": 0.9, "mean_accuracy": 0.85, "n": 2},
+        classes={"disk": {"pixels": 10, "is_thing": True}, "sky": {"pixels": 30, "is_thing": False}},
+        per_class={"disk": {"iou": 0.625}, "sky": {"iou": 0.775}},
+        confusion={"classes": ["disk", "sky"], "counts": [[8, 1, 1], [3, 27, 0]]},
+        intervals={"samples": 1000, "semantic": {"mIoU": [0.6, 0.8]}},
+        objects=None,
+        **gone,
+    )
+
+
 def picture(name: str = "a.png", **changes: Any) -> Picture:
     given = {"photo": None, "truth": segments((2, 2, 8, 8), (10, 10, 18, 18)), "prediction": segments((2, 3, 8, 9))}
     mistakes = [Mistake("missed", None, 1, 0.0)]
@@ -122,7 +135,7 @@ def texts(page: str) -> str:
     return " ".join("".join(f"{text} " for text in reader.found).split())
 
 
-@pytest.mark.parametrize("values", [report(), panoptic()])
+@pytest.mark.parametrize("values", [report(), panoptic(), semantic()])
 def test_every_element_that_opens_closes(values):
     class Checker(HTMLParser):
         def __init__(self) -> None:
@@ -144,7 +157,7 @@ def test_every_element_that_opens_closes(values):
     assert checker.open_ == []
 
 
-@pytest.mark.parametrize("values", [report(), panoptic()])
+@pytest.mark.parametrize("values", [report(), panoptic(), semantic()])
 def test_nothing_is_fetched_from_anywhere(values):
     page = render(values, [picture()])
     addresses = re.findall(r"""(?:src|href|action|data|poster)=["']([^"']*)""", page)
@@ -183,6 +196,17 @@ def test_panoptic_reports_have_their_own_figures():
     assert "70.0 mIoU" in seen
     assert "1 class without any example has no value" in seen
     assert "Precision and recall" not in seen
+
+
+def test_reports_of_class_maps_have_figures_of_pixels_alone():
+    seen = texts(render(semantic(), [picture(mistakes=[])]))
+    assert "70.0 mIoU 60.0 to 80.0" in seen
+    assert "90.0 pixel accuracy" in seen
+    assert "Among classes, the strongest is sky (IoU 77.5), the weakest disk (62.5)." in seen
+    assert "disk 80 10 10 sky 10 90 ·" in seen  # 8, 1 and 1 of 10 pixels; 3 and 27 of 30
+    assert "disk taken for missed: 1 (10 %)" in render(semantic())
+    for word in ("PQ", "AP", "objects", "mistake", "nothing annotated"):
+        assert word not in seen
 
 
 def test_a_report_of_nothing_is_a_page_too():

@@ -113,6 +113,7 @@ def _judge(arguments: argparse.Namespace) -> Judged:
     """By what the predictions are, and for a model by its task, where the data has what it asks for."""
     from thingstuff.cli.judge_instances import judge_instances
     from thingstuff.cli.judge_panoptic import judge_panoptic
+    from thingstuff.cli.judge_semantic import judge_semantic
 
     if arguments.predictions is not None:
         if arguments.task is not None:
@@ -125,7 +126,8 @@ def _judge(arguments: argparse.Namespace) -> Judged:
 
     segmenter = load(arguments.model, device=arguments.device)
     task = _task(arguments, segmenter)
-    return judge_instances(arguments, segmenter) if task is Task.INSTANCE else judge_panoptic(arguments, segmenter, task)
+    judge = {Task.INSTANCE: judge_instances, Task.PANOPTIC: judge_panoptic, Task.SEMANTIC: judge_semantic}[task]
+    return judge(arguments, segmenter)
 
 
 def _task(arguments: argparse.Namespace, segmenter: "Segmenter") -> "Task":

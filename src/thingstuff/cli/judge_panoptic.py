@@ -24,22 +24,16 @@ BOUNDARY = 0.02  # width of boundaries as a share of the image's diagonal (Cheng
 GROUPS = ("All", "Things", "Stuff")
 
 
-def judge_panoptic(arguments: argparse.Namespace, segmenter: "Segmenter | None", task: "Task | None" = None) -> Judged:
-    """Compare a model's panoptic or semantic maps, or without a model a file's panoptic ones, with those of a data set."""
-    from thingstuff.data.folders import open_panoptic
+def judge_panoptic(arguments: argparse.Namespace, segmenter: "Segmenter | None") -> Judged:
+    """Compare a model's panoptic maps, or without a model a file's, with those of a data set."""
     from thingstuff.evaluation.panoptic_mistakes import PanopticMistakes
     from thingstuff.evaluation.panoptic_quality import PanopticQuality
     from thingstuff.evaluation.semantic import SemanticQuality
     from thingstuff.models.contract import Task
 
-    limits = given(max_pixels=arguments.max_pixels)
-    data = open_panoptic(arguments.data, arguments.split, image_dir=arguments.images, **limits)
-    if not len(data):
-        raise ConfigError(f"{data.source}: has no annotation of any image, so there is nothing to compare with")
+    data = open_maps(arguments)
     if segmenter is None and (arguments.max_detections is not None or arguments.score is not None):
         raise ConfigError("--score and --max-detections go with objects that have scores; a panoptic map has each pixel once")
-    if arguments.federated:
-        raise ConfigError("--federated goes with LVIS's objects; panoptic maps are annotated throughout")
     quality, boundary = PanopticQuality(data.categories), PanopticQuality(data.categories, boundary=BOUNDARY)
     semantic, mistakes = SemanticQuality(data.categories), PanopticMistakes(quality)
     of_images: dict[ImageId, ImageMistakes] = {}
@@ -50,18 +44,18 @@ def judge_panoptic(arguments: argparse.Namespace, segmenter: "Segmenter | None",
     if segmenter is None:
         maps, load = _of_file(arguments, data)
     else:
-        things = judges_things(arguments, data, segmenter) if task is Task.PANOPTIC else None
-        maps, load = _of_model(arguments, data, segmenter, task, things)
+        things = judges_things(arguments, data, segmenter)
+        maps, load = maps_of_model(arguments, data, segmenter, Task.PANOPTIC, things)
     for record, prediction in maps:
         if isinstance(prediction, ImageError):
             print(f"thingstuff: {prediction}", file=sys.stderr)
             failed += 1
-            prediction = _nothing(record, data)
+            prediction = no_segments(record, data)
         truth = record.panoptic_map()
         rows[record.image_id] = row = quality.update(prediction, truth, record.image_id)
         of_images[record.image_id] = mistakes.update(prediction, truth, record.image_id, row)
         boundary.update(prediction, truth, record.image_id)
-        semantic.update(_class_map(prediction, data), _class_map(truth, data), record.image_id)
+        semantic.update(class_map(prediction, data), class_map(truth, data), record.image_id)
     result = _result(quality.compute(), boundary.compute(), semantic.compute())
     table = format_table(result)
 
@@ -71,16 +65,24 @@ def judge_panoptic(arguments: argparse.Namespace, segmenter: "Segmenter | None",
 
     if things is not None:
         result, table = things.add_to(result, table)
-    if task is Task.SEMANTIC:
-        shown = semantic_part(result)
-        return Judged(shown, format_semantic(shown), report, failed)
     return Judged(result, table, report, failed)
 
 
-def semantic_part(result: dict[str, Any]) -> dict[str, Any]:
-    """What is said of a class map: of things it tells no two apart, so that no segment counts."""
-    classes = {name: {"iou": row["iou"]} for name, row in result["per_class"].items()}
-    return {"semantic": result["semantic"], "per_class": classes}
+def open_maps(arguments: argparse.Namespace) -> "PanopticDataset":
+    """The data to compare with.
+
+    Raises:
+        ConfigError: no image is annotated, or they are said to be annotated for some classes only.
+    """
+    from thingstuff.data.folders import open_panoptic
+
+    limits = given(max_pixels=arguments.max_pixels)
+    data = open_panoptic(arguments.data, arguments.split, image_dir=arguments.images, **limits)
+    if not len(data):
+        raise ConfigError(f"{data.source}: has no annotation of any image, so there is nothing to compare with")
+    if arguments.federated:
+        raise ConfigError("--federated goes with LVIS's objects; panoptic maps are annotated throughout")
+    return data
 
 
 def _result(quality: dict[str, Any], boundary: dict[str, Any], semantic: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _result(quality: dict[str, Any], boundary: dict[str, Any], semantic: dict[st
     }
 
 
-def _nothing(record: "PanopticRecord", data: "PanopticDataset") -> "PanopticMap":
+def no_segments(record: "PanopticRecord", data: "PanopticDataset") -> "PanopticMap":
     import numpy as np
 
     from thingstuff.structures.panoptic import PanopticMap
@@ -106,7 +108,7 @@ def _nothing(record: "PanopticRecord", data: "PanopticDataset") -> "PanopticMap"
     return PanopticMap(np.zeros(size, np.int32), none, none, none.astype(np.bool_), data.categories)
 
 
-def _class_map(segments: "PanopticMap", data: "PanopticDataset") -> Any:
+def class_map(segments: "PanopticMap", data: "PanopticDataset") -> Any:
     """The class of each pixel in the data's categories, -1 for void and for ids that are not listed."""
     import numpy as np
 
@@ -138,12 +140,12 @@ def _of_file(
     return ((record, load(record)) for record in _with_bar(data)), load
 
 
-def _of_model(
+def maps_of_model(
     arguments: argparse.Namespace,
     data: "PanopticDataset",
     segmenter: "Segmenter",
-    task: "Task | None",
-    things: "ThingsJudge | None",
+    task: "Task",
+    things: "ThingsJudge | None" = None,
 ) -> "tuple[Iterator[tuple[PanopticRecord, PanopticMap | ImageError]], Callable[[PanopticRecord], PanopticMap]]":
     """The maps, and the objects of the same images to the judge of things."""
     from thingstuff.cli.predictions import in_categories, matched_classes
@@ -167,7 +169,7 @@ def _of_model(
             maps[record.image_id] = PanopticMap.from_segments(in_categories(answer[0], data.categories, classes))
             yield record, maps[record.image_id]
 
-    return predicted(), lambda record: maps.get(record.image_id) or _nothing(record, data)
+    return predicted(), lambda record: maps.get(record.image_id) or no_segments(record, data)
 
 
 def _with_bar(data: "PanopticDataset") -> "Iterator[PanopticRecord]":
@@ -215,7 +217,7 @@ def _report(
         },
         "per_image": {
             "image_ids": list(rows),
-            "names": [_name(records[image_id]) for image_id in rows],
+            "names": [photo_name(records[image_id]) for image_id in rows],
             "quality": list(quality.values()),
             **{key: sums[:, column].astype(int).tolist() for column, key in enumerate(("tp", "fp", "fn"))},
             "pq": PanopticCounts(tuple(rows), tuple(category.is_thing for category in data.categories), counts).to_json(),
@@ -230,7 +232,7 @@ def _report(
         truth = record.panoptic_map()
         pictures.append(
             Picture(
-                _name(record),
+                photo_name(record),
                 photo(photo_path(arguments, record.path), truth.size, **reading(arguments)),
                 truth.to_segments(),
                 load(record).to_segments(),
@@ -242,7 +244,7 @@ def _report(
     return report, pictures
 
 
-def _name(record: "PanopticRecord") -> str:
+def photo_name(record: "PanopticRecord") -> str:
     return legible(record.path.name if record.path else record.png.name)
 
 
@@ -251,27 +253,18 @@ def format_table(result: dict[str, Any]) -> str:
     lines = [f"{'':<10}{'PQ':>8}{'SQ':>8}{'RQ':>8}{'classes':>9}{'TP':>8}{'FP':>8}{'FN':>8}{'boundary PQ':>13}"]
     for group in GROUPS:
         row, boundary = result["pq"][group], result["boundary_pq"][group]["pq"]
-        figures = "".join(_percent(row[key]) for key in ("pq", "sq", "rq"))
-        lines.append(f"{group:<10}{figures}{row['n']:>9}{row['tp']:>8}{row['fp']:>8}{row['fn']:>8}{_percent(boundary):>13}")
+        figures = "".join(percent(row[key]) for key in ("pq", "sq", "rq"))
+        lines.append(f"{group:<10}{figures}{row['n']:>9}{row['tp']:>8}{row['fp']:>8}{row['fn']:>8}{percent(boundary):>13}")
     semantic = result["semantic"]
     words = {"mIoU": "mIoU", "fwIoU": "fwIoU", "pixel_accuracy": "pixel accuracy"}
-    lines += ["", ", ".join(f"{word} {_percent(semantic[key]).strip()}" for key, word in words.items())]
+    lines += ["", ", ".join(f"{word} {percent(semantic[key]).strip()}" for key, word in words.items())]
     width = max([len("class"), *map(len, result["per_class"])]) + 2
     lines += ["", f"{'class':<{width}}{'PQ':>8}{'SQ':>8}{'RQ':>8}{'TP':>8}{'FP':>8}{'FN':>8}"]
     for name, row in result["per_class"].items():
-        figures = "".join(_percent(row[key]) for key in ("pq", "sq", "rq"))
+        figures = "".join(percent(row[key]) for key in ("pq", "sq", "rq"))
         lines.append(f"{name:<{width}}{figures}{row['tp']:>8}{row['fp']:>8}{row['fn']:>8}")
     return "\n".join(lines)
 
 
-def format_semantic(result: dict[str, Any]) -> str:
-    """The figures of class maps as lines to print, likewise."""
-    words = {"mIoU": "mIoU", "fwIoU": "fwIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
-    lines = [", ".join(f"{word} {_percent(result['semantic'][key]).strip()}" for key, word in words.items())]
-    width = max([len("class"), *map(len, result["per_class"])]) + 2
-    lines += ["", f"{'class':<{width}}{'IoU':>8}"]
-    return "\n".join(lines + [f"{name:<{width}}{_percent(row['iou'])}" for name, row in result["per_class"].items()])
-
-
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return f"{'-':>8}" if value is None else f"{100 * value:8.2f}"

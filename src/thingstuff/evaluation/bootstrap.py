@@ -139,6 +139,63 @@ def panoptic_qualities(counted: PanopticCounts, weights: Float64[np.ndarray, "dr
     return Drawn({name: _mean_of_stated(values) for name, values in overall.items()}, pq)
 
 
+@dataclass(frozen=True, eq=False)
+class SemanticCounts:
+    """What IoU over pixels adds up, of every image and class."""
+
+    image_ids: tuple[int | str, ...]
+    counts: Float64[np.ndarray, "images classes 3"]  # pixels found right, annotated, and predicted where anything is annotated
+
+    @classmethod
+    def of_confusions(
+        cls, image_ids: Sequence[int | str], confusions: Sequence[Int64[np.ndarray, "truth found_and_void"]], classes: int
+    ) -> "SemanticCounts":
+        """From the counts that `SemanticQuality.update` gives of each image."""
+        counts = np.zeros((len(image_ids), classes, 3))
+        for image, confusion in enumerate(confusions):
+            counts[image] = np.stack((confusion.diagonal(), confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)), axis=1)
+        return cls(tuple(image_ids), counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """As lists: (image, class, found right, annotated, predicted) rows, where there is anything."""
+        images, classes = np.nonzero(self.counts.any(axis=2))
+        rows = [
+            [image, class_, *map(int, self.counts[image, class_])]
+            for image, class_ in zip(images.tolist(), classes.tolist(), strict=True)
+        ]
+        return {"image_ids": list(self.image_ids), "classes": self.counts.shape[1], "rows": rows}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "SemanticCounts":
+        """What `to_json` gave.
+
+        Raises:
+            EvaluationError: something else was given.
+        """
+        try:
+            counts = np.zeros((len(content["image_ids"]), content["classes"], 3))
+            for image, class_, *values in content["rows"]:
+                counts[image, class_] = values
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise EvaluationError(f"the pixel counts of a report can't be read ({error}); write the report again") from error
+        return cls(tuple(content["image_ids"]), counts)
+
+
+def semantic_qualities(counted: SemanticCounts, weights: Float64[np.ndarray, "draws images"]) -> Drawn:
+    """mIoU, fwIoU, pixel and mean accuracy of every draw, as `SemanticQuality.compute` has them, and the IoU of each class."""
+    hits, true, predicted = np.moveaxis(np.tensordot(weights, counted.counts, axes=1), 2, 0)  # draw class
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou, accuracy = hits / (true + predicted - hits), hits / true
+        total = true.sum(axis=1)
+        overall = {
+            "mIoU": _mean_of_stated(iou),
+            "fwIoU": (true * np.nan_to_num(iou)).sum(axis=1) / total,
+            "pixel_accuracy": hits.sum(axis=1) / total,
+            "mean_accuracy": _mean_of_stated(accuracy),
+        }
+    return Drawn(overall, iou)
+
+
 def weights_of(
     image_ids: Sequence[int | str], common: Sequence[int | str], draws: Float64[np.ndarray, "draws common"]
 ) -> np.ndarray:

@@ -13,11 +13,13 @@ from thingstuff.evaluation.bootstrap import (
     SAMPLES,
     Drawn,
     PanopticCounts,
+    SemanticCounts,
     affordable_samples,
     average_precisions,
     draw_images,
     interval,
     panoptic_qualities,
+    semantic_qualities,
     weights_of,
 )
 from thingstuff.evaluation.matching import Matches
@@ -34,14 +36,23 @@ NAMES = {
         *(("pq", "pq", "PQ"), ("pq", "sq", "SQ"), ("pq", "rq", "RQ"), ("pq", "Things", "PQ of things")),
         ("pq", "Stuff", "PQ of stuff"),
     ),
+    "semantic": (
+        ("semantic", "mIoU", "mIoU"),
+        ("semantic", "fwIoU", "fwIoU"),
+        ("semantic", "pixel_accuracy", "pixel accuracy"),
+        ("semantic", "mean_accuracy", "mean accuracy"),
+    ),
 }
+OF_CLASSES = {"instances": "mask", "panoptic": "pq", "semantic": "semantic"}  # what classes are told apart by
 ENOUGH_IMAGES = 5  # with a class; of fewer, draws know too little to give its figure an interval
 CHANGED = 20  # images whose quality changed most that are named, of each direction
 
 
 def task_of(report: Mapping[str, Any]) -> str:
-    """ "panoptic" or "instances"."""
-    return "panoptic" if report.get("pq") is not None else "instances"
+    """ "panoptic", "semantic" or "instances"."""
+    if report.get("pq") is not None:
+        return "panoptic"
+    return "semantic" if report.get("semantic") is not None else "instances"
 
 
 def intervals(report: Mapping[str, Any], samples: int | None = None, seed: int = 0) -> dict[str, Any]:
@@ -88,7 +99,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], samples: int | None = No
     for kind, key, name in NAMES[task]:
         if all(kind in drawn for drawn in draws):
             metrics.append(_row(name, *(drawn[kind].overall[key] for drawn in (*draws, *points))))
-    main = "pq" if task == "panoptic" else "mask"
+    main = OF_CLASSES[task]
     seen = _images_of_classes(a, main, set(common))
     per_class = [
         _row(name, *(drawn[main].per_class[:, class_] for drawn in (*draws, *points)), few=int(seen[class_]) < ENOUGH_IMAGES)
@@ -122,6 +133,9 @@ def _drawn(report: Mapping[str, Any], common: list[int] | None, samples: int, se
     if rows.get("pq"):
         counted = PanopticCounts.from_json(rows["pq"])
         found["pq"] = panoptic_qualities(counted, weights_of(counted.image_ids, ids, draws))
+    if rows.get("semantic"):
+        counted = SemanticCounts.from_json(rows["semantic"])
+        found["semantic"] = semantic_qualities(counted, weights_of(counted.image_ids, ids, draws))
     for kind in ("mask", "box"):
         if rows.get(kind):
             matches = Matches.from_json(rows[kind])
@@ -157,6 +171,9 @@ def _images_of_classes(report: Mapping[str, Any], kind: str, common: set[Any]) -
     if kind == "pq":
         counted = PanopticCounts.from_json(report["per_image"]["pq"])
         present, ids = counted.counts[:, :, 0] + counted.counts[:, :, 2] > 0, counted.image_ids
+    elif kind == "semantic":
+        counted = SemanticCounts.from_json(report["per_image"]["semantic"])
+        present, ids = counted.counts[:, :, 1] > 0, counted.image_ids
     else:
         matches = Matches.from_json(report["per_image"][kind])
         present, ids = matches.truths[0] > 0, matches.image_ids

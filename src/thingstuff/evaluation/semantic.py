@@ -42,8 +42,10 @@ class SemanticQuality:
         prediction: Segments | Integer[Any, "..."],
         truth: Segments | Integer[Any, "..."],
         image_id: int | str | None = None,
-    ) -> None:
+    ) -> Int64[np.ndarray, "truth found_and_void"]:
         """Add an image, or a batch of them: maps of classes as arrays or tensors (counted where they lie), or `Segments`.
+
+        Gives their own counts, as `confusion` has those of all.
 
         Raises:
             EvaluationError: the maps differ in size, or hold a class that does not exist; or this is the total already.
@@ -58,7 +60,9 @@ class SemanticQuality:
                 f"{where}: the prediction has shape {tuple(found.shape)}, the truth {tuple(wanted.shape)}; "
                 "resize the prediction to the image, to the nearest pixel"
             )
-        self._pixels += self._count(found, wanted, where)
+        counted = self._count(found, wanted, where)
+        self._pixels += counted
+        return counted
 
     def merge(self, other: "SemanticQuality") -> None:
         """Add what another accumulator gathered, of other images.

@@ -5,7 +5,15 @@ from typing import Any
 
 from thingstuff.evaluation.report.figures import NOTHING, Line, bar, count, counted, line_chart, percent, small_chart
 from thingstuff.evaluation.report.markup import Child, Markup, name_tag, tag
-from thingstuff.evaluation.report.sections import Report, class_metric, class_values, is_panoptic, section
+from thingstuff.evaluation.report.sections import (
+    Report,
+    class_key,
+    class_metric,
+    class_values,
+    is_panoptic,
+    is_semantic,
+    section,
+)
 
 MOST_CONFUSED = 16  # classes of the confusion matrix that are shown
 SMALL_CHARTS = 24  # classes that get a chart of their own
@@ -16,14 +24,15 @@ def classes(report: Report) -> Markup | None:
     per_class = report.get("per_class")
     if not per_class:
         return None
-    panoptic = is_panoptic(report)
+    panoptic, semantic = is_panoptic(report), is_semantic(report)
+    has_stuff = panoptic or semantic
     if panoptic:
         columns = [("SQ", "sq"), ("RQ", "rq"), ("boundary PQ", "boundary_pq"), ("IoU of pixels", "iou")]
     else:
         columns = [("boundary AP", "boundary"), ("box AP", "box")]
     columns = [(words, key) for words, key in columns if any(key in row for row in per_class.values())]
     metric = class_metric(report)
-    key = "pq" if panoptic else "mask"
+    key = class_key(report)
     facts = report.get("classes", {})
 
     def order(item: tuple[str, Any]) -> tuple[bool, float]:
@@ -38,24 +47,24 @@ def classes(report: Report) -> Markup | None:
             tag(
                 "tr",
                 tag("th", name_tag(name), data_value=name),
-                tag("td", kind, class_="muted", data_value=kind) if panoptic else None,
-                _value_cell(about.get("objects"), lambda value: count(value)),
+                tag("td", kind, class_="muted", data_value=kind) if has_stuff else None,
+                _value_cell(about.get("pixels" if semantic else "objects"), lambda value: count(value)),
                 _value_cell(row.get(key), percent),
-                tag("td", bar(row.get(key), mark=None if panoptic else row.get("box")), class_="wide"),
+                tag("td", bar(row.get(key), mark=None if has_stuff else row.get("box")), class_="wide"),
                 *(_value_cell(row.get(column), percent) for _, column in columns),
             )
         )
     heads = tag(
         "tr",
         _head("class", text=True),
-        _head("kind", text=True) if panoptic else None,
-        _head("annotated", number=True),
+        _head("kind", text=True) if has_stuff else None,
+        _head("annotated pixels" if semantic else "annotated", number=True),
         _head(metric, number=True, sort="descending"),
         tag("th"),
         *(_head(words, number=True) for words, _ in columns),
     )
     without = sum(value is None for _, value in class_values(report))
-    note = f"{metric} of each class" + ("" if panoptic else "; the dark mark on a bar is its box AP") + "."
+    note = f"{metric} of each class" + ("" if has_stuff else "; the dark mark on a bar is its box AP") + "."
     if without:
         have = "has" if without == 1 else "have"
         note += f" {counted(without, 'class', 'classes')} without any example {have} no value and no part in the mean."
@@ -147,6 +156,9 @@ def confusion(report: Report) -> Markup | None:
         return None
     names, table = list(found["classes"]), [list(row) for row in found["counts"]]
     total = len(names)
+    of_pixels = is_semantic(report)
+    if of_pixels:
+        table.append([0] * (total + 1))  # pixels without annotation are not counted
     shown = most_confused(table, MOST_CONFUSED)
     order = [*shown, total]
     high = 30 + round(5.6 * min(max(len(_column_name(names, column)) for column in order), 24))  # of names set aslant
@@ -156,7 +168,7 @@ def confusion(report: Report) -> Markup | None:
         *(tag("th", tag("span", tag("bdi", _column_name(names, column)))) for column in order),
     )
     rows = []
-    for row in order:
+    for row in shown if of_pixels else order:
         whole = sum(table[row]) or 1
         cells = []
         for column in order:
@@ -168,9 +180,10 @@ def confusion(report: Report) -> Markup | None:
             style = " ".join(
                 word for word, holds in (("right", row == column), ("strong", share > 0.45), ("zero", not value)) if holds
             )
+            written = f"{100 * share:.0f}" if of_pixels else count(value)  # pixels are too many for a small cell
             words = f"{_row_name(names, row)} taken for {_column_name(names, column)}: {value} ({100 * share:.0f} %)"
             cells.append(
-                tag("td", count(value) if value else "·", class_=style or None, title=words, style=f"--share:{share:.3f}")
+                tag("td", written if value else "·", class_=style or None, title=words, style=f"--share:{share:.3f}")
             )
         rows.append(tag("tr", tag("th", name_tag(_row_name(names, row))), *cells))
     score = f" and a score of at least {found['score']:.3g}" if found.get("score") is not None else ""
@@ -178,6 +191,11 @@ def confusion(report: Report) -> Markup | None:
         f"Pairs with an IoU of at least {found.get('iou', 0.5):.2f}{score}, whatever their classes; colours are shares of a row. "
         "The last column counts objects that nothing was predicted for, the last row predictions where nothing is annotated."
     )
+    if of_pixels:
+        note = (
+            "Where the pixels of each annotated class (row) went, in percent of them. "
+            "The last column is of pixels that were given no class."
+        )
     if len(shown) < total:
         note += (
             f" Shown are the {len(shown)} of {total} classes that are confused most with each other; report.json has them all."

@@ -62,7 +62,7 @@ def _classes(comparison: Mapping[str, Any]) -> Markup | None:
     rows = sorted(comparison["per_class"], key=lambda row: (row["low"] is None, -row["difference"]))
     if len(rows) < 2:
         return None
-    metric = "PQ" if comparison["task"] == "panoptic" else "Mask AP"
+    metric = {"panoptic": "PQ", "semantic": "IoU"}.get(comparison["task"], "Mask AP")
     note = (
         f"{metric}, from the largest gain of B to its largest loss. Of many classes some ranges leave out zero by chance; "
         "classes in fewer than five images have none and come last."

@@ -90,15 +90,20 @@ def _images(report: dict[str, Any], pictures: Sequence[Picture]) -> Markup | Non
     words = "the only image" if total == 1 else f"all {total} images, the worst first" if len(pictures) >= total else (
         f"the {counted(len(pictures), 'image')} of {total} with the lowest quality, the worst first"
     )  # fmt: skip
+    semantic = sections.is_semantic(report)
     quality = (
         "that of PQ with all classes together: the summed IoU of its matches over matches plus half of what is missed or spurious"
         if sections.is_panoptic(report)
+        else "its own mIoU, the mean over the classes in it or predicted in it"
+        if semantic
         else "its F1, the mean over IoU 0.50 to 0.95, of predictions with the score that suits all images best"
     )
-    note = (
-        f"Shown: {words}. The quality of an image is {quality}. A number marks the same mistake on both sides, a dashed outline "
-        "the place where the other side has something."
+    note = f"Shown: {words}. The quality of an image is {quality}." + (
+        " Outlines are those of its classes."
+        if semantic
+        else " A number marks the same mistake on both sides, a dashed outline the place where the other side has something."
     )
-    scores = not sections.is_panoptic(report)
+    scores = not (sections.is_panoptic(report) or semantic)
+    filters = None if semantic else tag("div", *buttons, matched, class_="chips filters")
     cards = [draw(picture, scores=scores) for picture in pictures]
-    return sections.section("images", "Where to look", note, tag("div", *buttons, matched, class_="chips filters"), *cards)
+    return sections.section("images", "Where to look", note, filters, *cards)

@@ -25,6 +25,12 @@ AP_TILES = (("AP", "mask AP"), ("AP50", "mask AP50"), ("AP75", "mask AP75"))
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FREQUENCY_COLUMNS = ("APr", "APc", "APf")  # of LVIS's groups of classes
 PQ_ROWS = ("All", "Things", "Stuff")
+PIXEL_FIGURES = (
+    ("mIoU", "mIoU"),
+    ("fwIoU", "fwIoU"),
+    ("pixel_accuracy", "pixel accuracy"),
+    ("mean_accuracy", "mean accuracy"),
+)
 
 
 def section(identity: str, title: str, note: Child, *content: Child) -> Markup:
@@ -64,15 +70,24 @@ def is_panoptic(report: Report) -> bool:
     return report.get("pq") is not None
 
 
+def is_semantic(report: Report) -> bool:
+    """Whether class maps were judged, in which no two things are told apart."""
+    return not is_panoptic(report) and report.get("semantic") is not None
+
+
 def class_metric(report: Report) -> str:
     """What classes are ranked by."""
-    return "PQ" if is_panoptic(report) else "mask AP"
+    return "PQ" if is_panoptic(report) else "IoU" if is_semantic(report) else "mask AP"
+
+
+def class_key(report: Report) -> str:
+    """That figure's name in a class's row."""
+    return "pq" if is_panoptic(report) else "iou" if is_semantic(report) else "mask"
 
 
 def class_values(report: Report) -> list[tuple[str, float | None]]:
     """Each class with that figure."""
-    key = "pq" if is_panoptic(report) else "mask"
-    return [(name, row.get(key)) for name, row in report["per_class"].items()]
+    return [(name, row.get(class_key(report))) for name, row in report["per_class"].items()]
 
 
 # Summary --------------------------------------------------------------------------------------------------------------
@@ -90,6 +105,9 @@ def tiles(report: Report) -> Markup:
             found.append(("boundary PQ", report["boundary_pq"]["All"]["pq"], None))
         if report.get("semantic"):
             found.append(("mIoU", report["semantic"]["mIoU"], None))
+    elif is_semantic(report):
+        intervals = (report.get("intervals") or {}).get("semantic", {})
+        found += [(words, report["semantic"].get(key), intervals.get(key)) for key, words in PIXEL_FIGURES]
     else:
         intervals = (report.get("intervals") or {}).get("mask", {})
         found += [(words, report["mask"][key], intervals.get(key)) for key, words in AP_TILES]
@@ -141,14 +159,16 @@ def in_short(report: Report) -> Markup | None:
                 )
             )
     facts = report.get("classes", {})
-    common = {name for name, about in facts.items() if (about.get("objects") or 0) >= ENOUGH}
+    semantic = is_semantic(report)  # where a class has its pixels, however many
+    common = {name for name, about in facts.items() if semantic or (about.get("objects") or 0) >= ENOUGH}
     ranked = [(name, row) for name, row in class_values(report) if row is not None and name in common]
     if len(ranked) > 1:
         ranked.sort(key=lambda item: item[1])
         metric = class_metric(report)
+        enough = f" with {ENOUGH} {'segments' if is_panoptic(report) else 'objects'} or more"
         said.append(
             together(
-                f"Among classes with {ENOUGH} {'segments' if is_panoptic(report) else 'objects'} or more, the strongest is ",
+                f"Among classes{'' if semantic else enough}, the strongest is ",
                 tag("b", name_tag(ranked[-1][0])),
                 f" ({metric} {percent(ranked[-1][1])}), the weakest ",
                 tag("b", name_tag(ranked[0][0])),
@@ -182,15 +202,13 @@ def metrics_table(report: Report) -> Markup:
         semantic = report.get("semantic")
         more = None
         if semantic:
-            words = (
-                ("mIoU", "mIoU"),
-                ("fwIoU", "fwIoU"),
-                ("pixel_accuracy", "pixel accuracy"),
-                ("mean_accuracy", "mean accuracy"),
-            )
-            stated = [f"{name} {percent(semantic[key])}" for key, name in words if semantic.get(key) is not None]
+            stated = [f"{name} {percent(semantic[key])}" for key, name in PIXEL_FIGURES if semantic.get(key) is not None]
             more = tag("p", f"Pixel by pixel, as semantic segmentation: {', '.join(stated)}.", class_="note")
         return together(_table(heads, rows), more)
+    if is_semantic(report):
+        cells = [tag("td", percent(report["semantic"].get(key)), class_="number") for key, _ in PIXEL_FIGURES]
+        cells.append(tag("td", report["semantic"]["n"], class_="number"))
+        return _table(("", *(words for _, words in PIXEL_FIGURES), "classes"), [tag("tr", tag("th", "pixels"), *cells)])
     rows = []
     columns = [*AP_COLUMNS, *(key for key in FREQUENCY_COLUMNS if key in report["mask"])]
     columns += [key for key in report["mask"] if key.startswith("AR")]
@@ -265,7 +283,9 @@ def method(report: Report) -> Markup:
         if report.get("boundary_pq"):
             rows.append(("boundary PQ", f"PQ {BOUNDARY_IN_WORDS}."))
         if report.get("semantic"):
-            rows.append(("mIoU", "Mean over classes of the IoU of all their pixels in all images."))
+            rows.append(("mIoU", MIOU_IN_WORDS))
+    elif is_semantic(report):
+        rows += [("mIoU", MIOU_IN_WORDS), ("fwIoU, accuracy", PIXELS_IN_WORDS)]
     else:
         usual = report.get("federated") or (report.get("max_detections") or 100) == 100
         rule = "" if usual else " (by COCO's rule 100)"
@@ -295,6 +315,11 @@ def method(report: Report) -> Markup:
 PQ_IN_WORDS = (
     "Panoptic Quality (Kirillov et al. 2019): SQ, the mean IoU of matched segments, times RQ, their F1. A match has the same "
     "class and an IoU above 0.5. Averaged over the classes that occur."
+)
+MIOU_IN_WORDS = "Mean over classes of the IoU of all their pixels in all images."
+PIXELS_IN_WORDS = (
+    "fwIoU weighs the IoU of each class by its annotated pixels. Accuracy is the share of annotated pixels whose class is found: "
+    "of all pixels, or of each class and averaged (Long et al. 2015). Pixels without annotation do not count."
 )
 BOUNDARY_IN_WORDS = "where the IoU of a pair is the smaller of mask IoU and boundary IoU (Cheng et al. 2021)"
 AP_IN_WORDS = (
