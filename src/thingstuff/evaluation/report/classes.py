@@ -182,9 +182,7 @@ def confusion(report: Report) -> Markup | None:
             )
             written = f"{100 * share:.0f}" if of_pixels else count(value)  # pixels are too many for a small cell
             words = f"{_row_name(names, row)} taken for {_column_name(names, column)}: {value} ({100 * share:.0f} %)"
-            cells.append(
-                tag("td", written if value else "·", class_=style or None, title=words, style=f"--share:{share:.3f}")
-            )
+            cells.append(tag("td", written if value else "·", class_=style or None, title=words, style=f"--share:{share:.3f}"))
         rows.append(tag("tr", tag("th", name_tag(_row_name(names, row))), *cells))
     score = f" and a score of at least {found['score']:.3g}" if found.get("score") is not None else ""
     note = (
