@@ -70,6 +70,24 @@ def test_every_make_target_exists():
     assert [words[1] for words in commands("make")] == ["demo", "test"]
 
 
+def test_the_demo_installs_the_package_alone_and_the_tests_what_develops_it_too(tmp_path: Path):
+    """In a new virtual environment; what is installed for the demo is not taken for what the tests need."""
+
+    def installed(target: str) -> list[str]:
+        words = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", target]
+        done = subprocess.run(words, cwd=HOME, capture_output=True, text=True, check=True)
+        return re.findall(r"pip install --quiet --editable (\S+)", done.stdout)
+
+    assert installed("demo") == ["."]
+    assert installed("test") == ['".[dev]"']
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / ".runnable").touch()
+    assert installed("demo") == []
+    assert installed("test") == ['".[dev]"']
+    (tmp_path / "venv" / ".installed").touch()
+    assert installed("test") == []
+
+
 def test_every_extra_that_pip_is_given_exists():
     extras = {extra for words in commands("pip") for extra in re.findall(r"\[(\w+)\]", words[-1])}
     assert extras
