@@ -10,7 +10,17 @@ from typing import Any
 from torch import Tensor
 
 from thingstuff.checkpoints import swin
-from thingstuff.checkpoints.mask_classification import UNSUPPORTED, query_model, usual_categories, with_task
+from thingstuff.checkpoints.mask_classification import (
+    ENCODER_HERE,
+    END,
+    LAYER_HERE,
+    UNSUPPORTED,
+    attention,
+    deformable_attention,
+    query_model,
+    usual_categories,
+    with_task,
+)
 from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import DROP, Rule, rename
 from thingstuff.models.mask2former import Mask2Former
@@ -23,7 +33,6 @@ _MODEL = r"(?:model\.)?"
 _BACKBONE = _MODEL + r"pixel_level_module\.encoder\."
 _PIXELS = _MODEL + r"pixel_level_module\.decoder\."
 _QUERIES = _MODEL + r"transformer_module\."
-_END = r"(weight|bias)"
 
 _RESNET_BLOCK = _BACKBONE + r"encoder\.stages\.(\d)\.layers\.(\d+)\."
 _NORM = r"normalization\.(.+)"
@@ -50,88 +59,77 @@ _RESNET = (
 
 _SWIN = (
     *swin.hugging_face(_BACKBONE + r"(?:model\.)?"),
-    Rule(_BACKBONE + r"hidden_states_norms\.([0-3])\." + _END, r"backbone.level_norms.\1.\2"),
+    Rule(_BACKBONE + r"hidden_states_norms\.([0-3])\." + END, r"backbone.level_norms.\1.\2"),
     Rule(
-        _BACKBONE + r"hidden_states_norms\.stage([1-4])\." + _END,
+        _BACKBONE + r"hidden_states_norms\.stage([1-4])\." + END,
         lambda match: f"backbone.level_norms.{int(match[1]) - 1}.{match[2]}",
     ),
 )
 
 _ENCODER = _PIXELS + r"encoder\.layers\.(\d+)\."
-_ENCODER_HERE = r"pixel_decoder.layers.\1."
 _LAYER = _QUERIES + r"decoder\.layers\.(\d+)\."
-_LAYER_HERE = r"decoder.layers.\1."
 
 _SHARED = (
     *(
-        Rule(_LAYER + rf"self_attn\.{name}_proj\." + _END, _LAYER_HERE + r"self_attention.inputs.\2", part=(number, 3))
+        Rule(_LAYER + rf"self_attn\.{name}_proj\." + END, LAYER_HERE + r"self_attention.inputs.\2", part=(number, 3))
         for number, name in enumerate("qkv")
     ),
-    Rule(_LAYER + r"self_attn\.out_proj\." + _END, _LAYER_HERE + r"self_attention.output.\2"),
-    Rule(_LAYER + r"self_attn_layer_norm\." + _END, _LAYER_HERE + r"after_self_attention.norm.\2"),
-    Rule(_LAYER + r"(?:mlp\.)?fc1\." + _END, _LAYER_HERE + r"feed_forward.widen.\2"),
-    Rule(_LAYER + r"(?:mlp\.)?fc2\." + _END, _LAYER_HERE + r"feed_forward.narrow.\2"),
-    Rule(_LAYER + r"final_layer_norm\." + _END, _LAYER_HERE + r"after_feed_forward.norm.\2"),
-    Rule(_QUERIES + r"decoder\.layernorm\." + _END, r"decoder.norm.\1"),
+    Rule(_LAYER + r"self_attn\.out_proj\." + END, LAYER_HERE + r"self_attention.output.\2"),
+    Rule(_LAYER + r"self_attn_layer_norm\." + END, LAYER_HERE + r"after_self_attention.norm.\2"),
+    Rule(_LAYER + r"(?:mlp\.)?fc1\." + END, LAYER_HERE + r"feed_forward.widen.\2"),
+    Rule(_LAYER + r"(?:mlp\.)?fc2\." + END, LAYER_HERE + r"feed_forward.narrow.\2"),
+    Rule(_LAYER + r"final_layer_norm\." + END, LAYER_HERE + r"after_feed_forward.norm.\2"),
+    Rule(_QUERIES + r"decoder\.layernorm\." + END, r"decoder.norm.\1"),
     Rule(_QUERIES + r"queries_embedder\.weight", "decoder.query_positions"),
-    Rule(r"class_predictor\." + _END, r"decoder.classes.\1"),
+    Rule(r"class_predictor\." + END, r"decoder.classes.\1"),
     Rule(r"criterion\.empty_weight", DROP),  # a weight of the loss, which the config has
 )
 
 _MASK2FORMER = (
     *_SHARED,
-    Rule(_PIXELS + r"input_projections\.(\d)\.0\." + _END, r"pixel_decoder.inputs.\1.conv.\2"),
-    Rule(_PIXELS + r"input_projections\.(\d)\.1\." + _END, r"pixel_decoder.inputs.\1.norm.\2"),
+    Rule(_PIXELS + r"input_projections\.(\d)\.0\." + END, r"pixel_decoder.inputs.\1.conv.\2"),
+    Rule(_PIXELS + r"input_projections\.(\d)\.1\." + END, r"pixel_decoder.inputs.\1.norm.\2"),
     Rule(_PIXELS + r"level_embed", "pixel_decoder.level_embeddings"),
-    *(
-        Rule(_ENCODER + rf"self_attn\.{theirs}\." + _END, _ENCODER_HERE + rf"attention.{ours}.\2")
-        for theirs, ours in (
-            ("sampling_offsets", "offsets"),
-            ("attention_weights", "weights"),
-            ("value_proj", "values"),
-            ("output_proj", "output"),
-        )
-    ),
-    Rule(_ENCODER + r"self_attn_layer_norm\." + _END, _ENCODER_HERE + r"after_attention.norm.\2"),
-    Rule(_ENCODER + r"fc1\." + _END, _ENCODER_HERE + r"feed_forward.widen.\2"),
-    Rule(_ENCODER + r"fc2\." + _END, _ENCODER_HERE + r"feed_forward.narrow.\2"),
-    Rule(_ENCODER + r"final_layer_norm\." + _END, _ENCODER_HERE + r"after_feed_forward.norm.\2"),
+    *deformable_attention(_ENCODER + r"self_attn"),
+    Rule(_ENCODER + r"self_attn_layer_norm\." + END, ENCODER_HERE + r"after_attention.norm.\2"),
+    Rule(_ENCODER + r"fc1\." + END, ENCODER_HERE + r"feed_forward.widen.\2"),
+    Rule(_ENCODER + r"fc2\." + END, ENCODER_HERE + r"feed_forward.narrow.\2"),
+    Rule(_ENCODER + r"final_layer_norm\." + END, ENCODER_HERE + r"after_feed_forward.norm.\2"),
     Rule(_PIXELS + r"adapter_1\.0\.weight", "pixel_decoder.lateral.conv.weight"),
-    Rule(_PIXELS + r"adapter_1\.1\." + _END, r"pixel_decoder.lateral.norm.\1"),
+    Rule(_PIXELS + r"adapter_1\.1\." + END, r"pixel_decoder.lateral.norm.\1"),
     Rule(_PIXELS + r"layer_1\.0\.weight", "pixel_decoder.output.conv.weight"),
-    Rule(_PIXELS + r"layer_1\.1\." + _END, r"pixel_decoder.output.norm.\1"),
-    Rule(_PIXELS + r"mask_projection\." + _END, r"pixel_decoder.pixel_embeddings.\1"),
+    Rule(_PIXELS + r"layer_1\.1\." + END, r"pixel_decoder.output.norm.\1"),
+    Rule(_PIXELS + r"mask_projection\." + END, r"pixel_decoder.pixel_embeddings.\1"),
     Rule(_QUERIES + r"queries_features\.weight", "decoder.queries"),
     Rule(_QUERIES + r"level_embed\.weight", "decoder.level_embeddings"),
-    Rule(_QUERIES + r"input_projections\.(\d)\." + _END, r"decoder.inputs.\1.\2"),
-    Rule(_LAYER + r"cross_attn\.in_proj_" + _END, _LAYER_HERE + r"cross_attention.inputs.\2"),
-    Rule(_LAYER + r"cross_attn\.out_proj\." + _END, _LAYER_HERE + r"cross_attention.output.\2"),
-    Rule(_LAYER + r"cross_attn_layer_norm\." + _END, _LAYER_HERE + r"after_cross_attention.norm.\2"),
-    Rule(_QUERIES + r"decoder\.mask_predictor\.mask_embedder\.(\d)\.0\." + _END, r"decoder.masks.layers.\1.\2"),
+    Rule(_QUERIES + r"input_projections\.(\d)\." + END, r"decoder.inputs.\1.\2"),
+    *attention(_LAYER + "cross_attn", LAYER_HERE + "cross_attention"),
+    Rule(_LAYER + r"cross_attn_layer_norm\." + END, LAYER_HERE + r"after_cross_attention.norm.\2"),
+    Rule(_QUERIES + r"decoder\.mask_predictor\.mask_embedder\.(\d)\.0\." + END, r"decoder.masks.layers.\1.\2"),
 )
 
 _MASKFORMER = (
     *_SHARED,
     Rule(_PIXELS + r"fpn\.stem\.0\.weight", "pixel_decoder.top.conv.weight"),
-    Rule(_PIXELS + r"fpn\.stem\.1\." + _END, r"pixel_decoder.top.norm.\1"),
+    Rule(_PIXELS + r"fpn\.stem\.1\." + END, r"pixel_decoder.top.norm.\1"),
     *(
         rule
         for level in range(3)  # theirs run from C4 down to C2
         for theirs, ours in (("proj", f"lateral.{2 - level}"), ("block", f"output.{2 - level}"))
         for rule in (
             Rule(_PIXELS + rf"fpn\.layers\.{level}\.{theirs}\.0\.weight", f"pixel_decoder.{ours}.conv.weight"),
-            Rule(_PIXELS + rf"fpn\.layers\.{level}\.{theirs}\.1\." + _END, rf"pixel_decoder.{ours}.norm.\1"),
+            Rule(_PIXELS + rf"fpn\.layers\.{level}\.{theirs}\.1\." + END, rf"pixel_decoder.{ours}.norm.\1"),
         )
     ),
-    Rule(_PIXELS + r"mask_projection\." + _END, r"pixel_decoder.pixel_embeddings.\1"),
-    Rule(_QUERIES + r"input_projection\." + _END, r"decoder.input.\1"),
+    Rule(_PIXELS + r"mask_projection\." + END, r"pixel_decoder.pixel_embeddings.\1"),
+    Rule(_QUERIES + r"input_projection\." + END, r"decoder.input.\1"),
     *(
-        Rule(_LAYER + rf"encoder_attn\.{name}_proj\." + _END, _LAYER_HERE + r"cross_attention.inputs.\2", part=(number, 3))
+        Rule(_LAYER + rf"encoder_attn\.{name}_proj\." + END, LAYER_HERE + r"cross_attention.inputs.\2", part=(number, 3))
         for number, name in enumerate("qkv")
     ),
-    Rule(_LAYER + r"encoder_attn\.out_proj\." + _END, _LAYER_HERE + r"cross_attention.output.\2"),
-    Rule(_LAYER + r"encoder_attn_layer_norm\." + _END, _LAYER_HERE + r"after_cross_attention.norm.\2"),
-    Rule(r"mask_embedder\.(\d)\.0\." + _END, r"decoder.masks.layers.\1.\2"),
+    Rule(_LAYER + r"encoder_attn\.out_proj\." + END, LAYER_HERE + r"cross_attention.output.\2"),
+    Rule(_LAYER + r"encoder_attn_layer_norm\." + END, LAYER_HERE + r"after_cross_attention.norm.\2"),
+    Rule(r"mask_embedder\.(\d)\.0\." + END, r"decoder.masks.layers.\1.\2"),
 )
 
 

@@ -1,13 +1,15 @@
 """What a file of Mask2Former or MaskFormer is: every size of the network, read from its arrays once they carry our names."""
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from thingstuff.checkpoints.recognise import count, resnet_config
+from thingstuff.checkpoints.rules import Rule
 from thingstuff.checkpoints.swin import is_swin, swin_config
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
@@ -28,6 +30,26 @@ UNSUPPORTED = (
     (r"backbone\.(dilated_)?(levels|downsample_layers)\..+", "a backbone other than ResNet and Swin"),
 )
 
+# Rules that the tables of all three libraries have
+
+END = r"(weight|bias)"
+ENCODER_HERE = r"pixel_decoder.layers.\1."  # where the pattern's first group is the layer's number
+LAYER_HERE = r"decoder.layers.\1."
+
+
+def attention(theirs: str, here: str) -> tuple[Rule, Rule]:
+    """The arrays of torch's attention in a layer, by the name (a pattern) that a library gives it there, and by ours."""
+    return Rule(theirs + r"\.in_proj_" + END, here + r".inputs.\2"), Rule(theirs + r"\.out_proj\." + END, here + r".output.\2")
+
+
+def deformable_attention(theirs: str) -> tuple[Rule, ...]:
+    """Those of deformable attention in a layer of the encoder, which has the names of Deformable DETR's code everywhere."""
+    names = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "values", "output_proj": "output"}
+    return tuple(Rule(theirs + rf"\.{name}\." + END, ENCODER_HERE + rf"attention.{ours}.\2") for name, ours in names.items())
+
+
+# What the arrays tell
+
 
 def query_model(
     tensors: Mapping[str, Tensor], name: str, library: str, heads: int = HEADS
@@ -43,71 +65,60 @@ def query_model(
 
 
 def _mask2former_config(tensors: Mapping[str, Tensor], name: str, library: str, heads: int) -> Mask2FormerConfig:
-    def shape(key: str, axes: int = 2) -> Sequence[int]:
-        if key not in tensors or tensors[key].ndim != axes:
-            raise CheckpointError(f"{name}: looks like a Mask2Former ({library}) but lacks what becomes {key} here")
-        return tensors[key].shape
-
-    queries, query_channels = shape("decoder.queries")
-    mask_channels, channels, *_ = shape("pixel_decoder.pixel_embeddings.weight", 4)
+    shape = _shapes_in(tensors, f"{name}: looks like a Mask2Former ({library})")
     levels = shape("pixel_decoder.level_embeddings")[0]
     if levels != LEVELS:
         raise CheckpointError(f"{name}: its pixel decoder ({library}) has {levels} levels; {LEVELS} are supported so far")
-    encoder_layers = count(tensors, r"pixel_decoder\.layers\.(\d+)\.attention\.weights\.weight", name)
-    decoder_layers = count(tensors, r"decoder\.layers\.(\d+)\.cross_attention\.output\.weight", name)
-    sizes: dict[str, Any] = {}
-    if encoder_layers:
+    sizes = _sizes(tensors, shape, name, "attention.weights", queries="decoder.queries")
+    if sizes["encoder_layers"]:
         samples = shape("pixel_decoder.layers.0.attention.weights.weight")[0]
         if samples % (heads * LEVELS):
             raise CheckpointError(
                 f"{name}: its deformable attention ({library}) has {samples} samples, which {heads} heads on {LEVELS} levels "
                 "can't share"
             )
-        sizes |= {
-            "points": samples // (heads * LEVELS),
-            "encoder_width": shape("pixel_decoder.layers.0.feed_forward.widen.weight")[0],
-        }
-    if decoder_layers:
+        sizes["points"] = samples // (heads * LEVELS)
+    if sizes["decoder_layers"]:
         sizes["decoder_width"] = shape("decoder.layers.0.feed_forward.widen.weight")[0]
-    return Mask2FormerConfig(
-        backbone=backbone_config(tensors, name),
-        classes=shape("decoder.classes.weight")[0] - 1,
-        channels=channels,
-        mask_channels=mask_channels,
-        query_channels=query_channels,
-        queries=queries,
-        heads=heads,
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-        **sizes,
-    )
+    return Mask2FormerConfig(backbone_config(tensors, name), heads=heads, **sizes)
 
 
 def _maskformer_config(tensors: Mapping[str, Tensor], name: str, library: str, heads: int) -> MaskFormerConfig:
+    shape = _shapes_in(tensors, f"{name}: looks like a MaskFormer ({library})")
+    sizes = _sizes(tensors, shape, name, "self_attention.output", queries="decoder.query_positions")
+    decoder_width = shape("decoder.layers.0.feed_forward.widen.weight")[0]
+    return MaskFormerConfig(backbone_config(tensors, name), heads=heads, decoder_width=decoder_width, **sizes)
+
+
+def _shapes_in(tensors: Mapping[str, Tensor], what: str) -> Callable[..., Sequence[int]]:
+    """The shape of an array by our name; `what` the file looks like is said where it is missing or has another number of axes."""
+
     def shape(key: str, axes: int = 2) -> Sequence[int]:
         if key not in tensors or tensors[key].ndim != axes:
-            raise CheckpointError(f"{name}: looks like a MaskFormer ({library}) but lacks what becomes {key} here")
+            raise CheckpointError(f"{what} but lacks what becomes {key} here")
         return tensors[key].shape
 
-    queries, query_channels = shape("decoder.query_positions")
+    return shape
+
+
+def _sizes(
+    tensors: Mapping[str, Tensor], shape: Callable[..., Sequence[int]], name: str, encoder_part: str, queries: str
+) -> dict[str, Any]:
+    """The sizes of what both networks have; every layer of the encoder has `encoder_part`, and `queries` is one row a query."""
+    count_of_queries, query_channels = shape(queries)
     mask_channels, channels, *_ = shape("pixel_decoder.pixel_embeddings.weight", 4)
-    encoder_layers = count(tensors, r"pixel_decoder\.layers\.(\d+)\.self_attention\.output\.weight", name)
-    sizes: dict[str, Any] = {}
-    if encoder_layers:
-        sizes["encoder_width"] = shape("pixel_decoder.layers.0.feed_forward.widen.weight")[0]
-    return MaskFormerConfig(
-        backbone=backbone_config(tensors, name),
-        classes=shape("decoder.classes.weight")[0] - 1,
-        channels=channels,
-        mask_channels=mask_channels,
-        query_channels=query_channels,
-        queries=queries,
-        heads=heads,
-        encoder_layers=encoder_layers,
-        decoder_layers=count(tensors, r"decoder\.layers\.(\d+)\.cross_attention\.output\.weight", name),
-        decoder_width=shape("decoder.layers.0.feed_forward.widen.weight")[0],
-        **sizes,
-    )
+    encoder_layers = count(tensors, rf"pixel_decoder\.layers\.(\d+)\.{re.escape(encoder_part)}\.weight", name)
+    width = {"encoder_width": shape("pixel_decoder.layers.0.feed_forward.widen.weight")[0]} if encoder_layers else {}
+    return {
+        "classes": shape("decoder.classes.weight")[0] - 1,
+        "channels": channels,
+        "mask_channels": mask_channels,
+        "query_channels": query_channels,
+        "queries": count_of_queries,
+        "encoder_layers": encoder_layers,
+        "decoder_layers": count(tensors, r"decoder\.layers\.(\d+)\.cross_attention\.output\.weight", name),
+        **width,
+    }
 
 
 def backbone_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:

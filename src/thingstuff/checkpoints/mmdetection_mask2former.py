@@ -8,8 +8,13 @@ from torch import Tensor
 
 from thingstuff.checkpoints import swin
 from thingstuff.checkpoints.mask_classification import (
+    ENCODER_HERE,
+    END,
     HEADS,
+    LAYER_HERE,
     UNSUPPORTED,
+    attention,
+    deformable_attention,
     known_categories,
     query_model,
     usual_categories,
@@ -39,27 +44,24 @@ from thingstuff.structures.images import Preprocessing, Resize
 _HEAD = r"panoptic_head\."
 _PIXELS = _HEAD + r"pixel_decoder\."
 _ENCODER = _PIXELS + r"encoder\.layers\.(\d+)\."
-_ENCODER_HERE = r"pixel_decoder.layers.\1."
 _LAYER = _HEAD + r"transformer_decoder\.layers\.(\d+)\."
-_LAYER_HERE = r"decoder.layers.\1."
-_END = r"(weight|bias)"
 
 _FEED_FORWARD = r"(?:ffn|ffns\.0)\.layers\."
 
 _SHARED = (
-    Rule(_PIXELS + r"mask_feature\." + _END, r"pixel_decoder.pixel_embeddings.\1"),
-    Rule(_ENCODER + _FEED_FORWARD + r"0\.0\." + _END, _ENCODER_HERE + r"feed_forward.widen.\2"),
-    Rule(_ENCODER + _FEED_FORWARD + r"1\." + _END, _ENCODER_HERE + r"feed_forward.narrow.\2"),
-    Rule(_ENCODER + r"norms\.1\." + _END, _ENCODER_HERE + r"after_feed_forward.norm.\2"),
-    Rule(_LAYER + _FEED_FORWARD + r"0\.0\." + _END, _LAYER_HERE + r"feed_forward.widen.\2"),
-    Rule(_LAYER + _FEED_FORWARD + r"1\." + _END, _LAYER_HERE + r"feed_forward.narrow.\2"),
-    Rule(_LAYER + r"norms\.2\." + _END, _LAYER_HERE + r"after_feed_forward.norm.\2"),
-    Rule(_HEAD + r"transformer_decoder\.post_norm\." + _END, r"decoder.norm.\1"),
+    Rule(_PIXELS + r"mask_feature\." + END, r"pixel_decoder.pixel_embeddings.\1"),
+    Rule(_ENCODER + _FEED_FORWARD + r"0\.0\." + END, ENCODER_HERE + r"feed_forward.widen.\2"),
+    Rule(_ENCODER + _FEED_FORWARD + r"1\." + END, ENCODER_HERE + r"feed_forward.narrow.\2"),
+    Rule(_ENCODER + r"norms\.1\." + END, ENCODER_HERE + r"after_feed_forward.norm.\2"),
+    Rule(_LAYER + _FEED_FORWARD + r"0\.0\." + END, LAYER_HERE + r"feed_forward.widen.\2"),
+    Rule(_LAYER + _FEED_FORWARD + r"1\." + END, LAYER_HERE + r"feed_forward.narrow.\2"),
+    Rule(_LAYER + r"norms\.2\." + END, LAYER_HERE + r"after_feed_forward.norm.\2"),
+    Rule(_HEAD + r"transformer_decoder\.post_norm\." + END, r"decoder.norm.\1"),
     Rule(_HEAD + r"query_embed\.weight", "decoder.query_positions"),
-    Rule(_HEAD + r"cls_embed\." + _END, r"decoder.classes.\1"),
-    Rule(_HEAD + r"mask_embed\.0\." + _END, r"decoder.masks.layers.0.\1"),
-    Rule(_HEAD + r"mask_embed\.2\." + _END, r"decoder.masks.layers.1.\1"),
-    Rule(_HEAD + r"mask_embed\.4\." + _END, r"decoder.masks.layers.2.\1"),
+    Rule(_HEAD + r"cls_embed\." + END, r"decoder.classes.\1"),
+    Rule(_HEAD + r"mask_embed\.0\." + END, r"decoder.masks.layers.0.\1"),
+    Rule(_HEAD + r"mask_embed\.2\." + END, r"decoder.masks.layers.1.\1"),
+    Rule(_HEAD + r"mask_embed\.4\." + END, r"decoder.masks.layers.2.\1"),
 )
 
 
@@ -68,11 +70,9 @@ def _attentions(*order: str) -> tuple[Rule, ...]:
     return tuple(
         rule
         for number, (theirs, ours) in enumerate((name, name.replace("attn", "attention")) for name in order)
-        for attention in (_LAYER + rf"(?:{theirs}|attentions\.{number})\.attn\.",)
         for rule in (
-            Rule(attention + r"in_proj_" + _END, _LAYER_HERE + ours + r".inputs.\2"),
-            Rule(attention + r"out_proj\." + _END, _LAYER_HERE + ours + r".output.\2"),
-            Rule(_LAYER + rf"norms\.{number}\." + _END, _LAYER_HERE + rf"after_{ours}.norm.\2"),
+            *attention(_LAYER + rf"(?:{theirs}|attentions\.{number})\.attn", LAYER_HERE + ours),
+            Rule(_LAYER + rf"norms\.{number}\." + END, LAYER_HERE + rf"after_{ours}.norm.\2"),
         )
     )
 
@@ -80,47 +80,37 @@ def _attentions(*order: str) -> tuple[Rule, ...]:
 _MASK2FORMER = (
     *_SHARED,
     *_attentions("cross_attn", "self_attn"),
-    Rule(_PIXELS + r"input_convs\.(\d)\.conv\." + _END, r"pixel_decoder.inputs.\1.conv.\2"),
-    Rule(_PIXELS + r"input_convs\.(\d)\.gn\." + _END, r"pixel_decoder.inputs.\1.norm.\2"),
+    Rule(_PIXELS + r"input_convs\.(\d)\.conv\." + END, r"pixel_decoder.inputs.\1.conv.\2"),
+    Rule(_PIXELS + r"input_convs\.(\d)\.gn\." + END, r"pixel_decoder.inputs.\1.norm.\2"),
     Rule(_PIXELS + r"level_encoding\.weight", "pixel_decoder.level_embeddings"),
-    *(
-        Rule(_ENCODER + rf"(?:self_attn|attentions\.0)\.{theirs}\." + _END, _ENCODER_HERE + rf"attention.{ours}.\2")
-        for theirs, ours in (
-            ("sampling_offsets", "offsets"),
-            ("attention_weights", "weights"),
-            ("value_proj", "values"),
-            ("output_proj", "output"),
-        )
-    ),
-    Rule(_ENCODER + r"norms\.0\." + _END, _ENCODER_HERE + r"after_attention.norm.\2"),
+    *deformable_attention(_ENCODER + r"(?:self_attn|attentions\.0)"),
+    Rule(_ENCODER + r"norms\.0\." + END, ENCODER_HERE + r"after_attention.norm.\2"),
     Rule(_PIXELS + r"lateral_convs\.0\.conv\.weight", "pixel_decoder.lateral.conv.weight"),
-    Rule(_PIXELS + r"lateral_convs\.0\.gn\." + _END, r"pixel_decoder.lateral.norm.\1"),
+    Rule(_PIXELS + r"lateral_convs\.0\.gn\." + END, r"pixel_decoder.lateral.norm.\1"),
     Rule(_PIXELS + r"output_convs\.0\.conv\.weight", "pixel_decoder.output.conv.weight"),
-    Rule(_PIXELS + r"output_convs\.0\.gn\." + _END, r"pixel_decoder.output.norm.\1"),
+    Rule(_PIXELS + r"output_convs\.0\.gn\." + END, r"pixel_decoder.output.norm.\1"),
     Rule(_HEAD + r"query_feat\.weight", "decoder.queries"),
     Rule(_HEAD + r"level_embed\.weight", "decoder.level_embeddings"),
-    Rule(_HEAD + r"decoder_input_projs\.(\d)\." + _END, r"decoder.inputs.\1.\2"),
+    Rule(_HEAD + r"decoder_input_projs\.(\d)\." + END, r"decoder.inputs.\1.\2"),
 )
 
-_ENCODER_ATTENTION = _ENCODER + r"(?:self_attn|attentions\.0)\.attn\."
 _MASKFORMER = (
     *_SHARED,
     *_attentions("self_attn", "cross_attn"),
-    Rule(_PIXELS + r"encoder_in_proj\." + _END, r"pixel_decoder.input.\1"),
-    Rule(_ENCODER_ATTENTION + r"in_proj_" + _END, _ENCODER_HERE + r"self_attention.inputs.\2"),
-    Rule(_ENCODER_ATTENTION + r"out_proj\." + _END, _ENCODER_HERE + r"self_attention.output.\2"),
-    Rule(_ENCODER + r"norms\.0\." + _END, _ENCODER_HERE + r"after_self_attention.norm.\2"),
+    Rule(_PIXELS + r"encoder_in_proj\." + END, r"pixel_decoder.input.\1"),
+    *attention(_ENCODER + r"(?:self_attn|attentions\.0)\.attn", ENCODER_HERE + "self_attention"),
+    Rule(_ENCODER + r"norms\.0\." + END, ENCODER_HERE + r"after_self_attention.norm.\2"),
     Rule(_PIXELS + r"(?:last_feat_conv|encoder_out_proj)\.conv\.weight", "pixel_decoder.top.conv.weight"),
-    Rule(_PIXELS + r"(?:last_feat_conv|encoder_out_proj)\.gn\." + _END, r"pixel_decoder.top.norm.\1"),
+    Rule(_PIXELS + r"(?:last_feat_conv|encoder_out_proj)\.gn\." + END, r"pixel_decoder.top.norm.\1"),
     *(
         rule
         for theirs, ours in (("lateral_convs", "lateral"), ("output_convs", "output"))
         for rule in (
             Rule(_PIXELS + theirs + r"\.(\d)\.conv\.weight", rf"pixel_decoder.{ours}.\1.conv.weight"),
-            Rule(_PIXELS + theirs + r"\.(\d)\.gn\." + _END, rf"pixel_decoder.{ours}.\1.norm.\2"),
+            Rule(_PIXELS + theirs + r"\.(\d)\.gn\." + END, rf"pixel_decoder.{ours}.\1.norm.\2"),
         )
     ),
-    Rule(_HEAD + r"decoder_input_proj\." + _END, r"decoder.input.\1"),
+    Rule(_HEAD + r"decoder_input_proj\." + END, r"decoder.input.\1"),
 )
 
 SUPPORTED_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (

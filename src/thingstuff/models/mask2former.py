@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thingstuff.errors import ConfigError
-from thingstuff.models.backbone import Backbone, BackboneConfig
+from thingstuff.models.backbone import Backbone
 from thingstuff.models.fpn import ConvNorm, Norm
-from thingstuff.models.mask_classification import MaskClassifier, PostProcessing, Predictions, Thresholds
-from thingstuff.models.transformer import Attention, FeedForward, Perceptron, Residual, demand_heads, sine_positions
+from thingstuff.models.mask_classification import MaskClassifier, MaskClassifierConfig, Predictions
+from thingstuff.models.transformer import Attention, FeedForward, Perceptron, Residual, sine_positions
 from thingstuff.ops.deformable_attention import deformable_attention
 from thingstuff.ops.losses import pairwise_cross_entropy, pairwise_plain_dice, plain_dice_loss
 from thingstuff.ops.points import sample_points, uncertain_points
@@ -50,42 +50,24 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Mask2FormerConfig:
+class Mask2FormerConfig(MaskClassifierConfig):
     """Architecture of a Mask2Former; the defaults are the paper's R50 network for COCO panoptic.
 
     Raises:
         ConfigError: a value that no network can be built from.
     """
 
-    backbone: BackboneConfig = BackboneConfig("resnet50")
-    classes: int = 133  # things and stuff; "no object" is the extra last logit
-    channels: int = 256  # of the pixel decoder, a multiple of 32
-    mask_channels: int = 256  # of mask and pixel embeddings
-    query_channels: int = 256
-    queries: int = 100
-    heads: int = 8
     points: int = 4  # samples of each head and level in deformable attention
     encoder_layers: int = 6  # of the pixel decoder
     encoder_width: int = 1024  # of their feed-forward blocks
     decoder_layers: int = 9
     decoder_width: int = 2048
-    no_object: float = 0.1  # weight of queries without a target in the class loss
     sampling: Sampling = Sampling()
-    post_processing: PostProcessing = PostProcessing()
-    thresholds: Thresholds = Thresholds()
 
     def __post_init__(self) -> None:
-        for name in ("classes", "mask_channels", "queries", "heads", "points", "encoder_width", "decoder_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        demand_heads(self, "channels", "query_channels")
-        if self.channels % 32:
-            raise ConfigError(f"channels must be a multiple of 32, the number of groups that are normed, got {self.channels}")
-        if not 0 < self.no_object <= 1:
-            raise ConfigError(f"no_object must lie above 0 and up to 1, got {self.no_object}")
+        super().__post_init__()
+        self.demand(1, "points", "encoder_width", "decoder_width")
+        self.demand(0, "encoder_layers", "decoder_layers")
 
 
 # The pixel decoder

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from thingstuff.errors import ConfigError
+from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.contract import Model, Task
+from thingstuff.models.transformer import demand_heads
 from thingstuff.ops.matching import match_hungarian
 from thingstuff.ops.upsample import SLACK, Step, resize_soft, tiles, upsample_logits
 from thingstuff.structures.categories import Categories
@@ -90,8 +92,42 @@ class Predictions:
 torch.export.register_dataclass(Predictions)
 
 
+@dataclass(frozen=True)
+class MaskClassifierConfig:
+    """What every such network has, with the papers' numbers for COCO panoptic.
+
+    Raises:
+        ConfigError: a value that no network can be built from.
+    """
+
+    backbone: BackboneConfig = BackboneConfig("resnet50")
+    classes: int = 133  # things and stuff; "no object" is the extra last logit
+    channels: int = 256  # of the pixel decoder, a multiple of 32
+    mask_channels: int = 256  # of mask and pixel embeddings
+    query_channels: int = 256
+    queries: int = 100
+    heads: int = 8  # of every attention
+    no_object: float = 0.1  # weight of queries without a target in the class loss
+    post_processing: PostProcessing = PostProcessing()
+    thresholds: Thresholds = Thresholds()
+
+    def __post_init__(self) -> None:
+        self.demand(1, "classes", "mask_channels", "queries", "heads")
+        demand_heads(self, "channels", "query_channels")
+        if self.channels % 32:
+            raise ConfigError(f"channels must be a multiple of 32, the number of groups that are normed, got {self.channels}")
+        if not 0 < self.no_object <= 1:
+            raise ConfigError(f"no_object must lie above 0 and up to 1, got {self.no_object}")
+
+    def demand(self, least: int, *names: str) -> None:
+        """Refuse a number of these that is smaller."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
 class MaskClassifier(Model):
-    """A network of queries. Its config has ``no_object``, the weight of queries without a target, and ``post_processing``."""
+    """A network of queries."""
 
     config: Any
     tasks: ClassVar[tuple[Task, ...]] = (Task.PANOPTIC, Task.INSTANCE, Task.SEMANTIC)

@@ -19,49 +19,35 @@ from torch.nn import functional
 
 from thingstuff.errors import ConfigError
 from thingstuff.models import mask2former
-from thingstuff.models.backbone import Backbone, BackboneConfig
+from thingstuff.models.backbone import Backbone
 from thingstuff.models.fpn import ConvNorm, Norm
-from thingstuff.models.mask_classification import STRIDE, MaskClassifier, PostProcessing, Predictions, Thresholds
-from thingstuff.models.transformer import Attention, FeedForward, Perceptron, Residual, demand_heads, sine_positions
+from thingstuff.models.mask_classification import STRIDE, MaskClassifier, MaskClassifierConfig, PostProcessing, Predictions
+from thingstuff.models.transformer import Attention, FeedForward, Perceptron, Residual, sine_positions
 from thingstuff.ops.losses import focal_loss, pairwise_focal, pairwise_plain_dice, plain_dice_loss
 from thingstuff.ops.shrink import shrink_masks
 
 
 @dataclass(frozen=True)
-class MaskFormerConfig:
+class MaskFormerConfig(MaskClassifierConfig):
     """Architecture of a MaskFormer; the defaults are the paper's R50 network for COCO panoptic but for its encoder.
 
     Raises:
         ConfigError: a value that no network can be built from.
     """
 
-    backbone: BackboneConfig = BackboneConfig("resnet50")
-    classes: int = 133  # things and stuff; "no object" is the extra last logit
-    channels: int = 256  # of the pixel decoder, a multiple of 32
-    mask_channels: int = 256  # of mask and pixel embeddings
-    query_channels: int = 256
-    queries: int = 100
-    heads: int = 8
     encoder_layers: int = 0  # on C5; the paper's R50 for panoptic segmentation has 6 (appendix A)
     encoder_width: int = 2048  # of their feed-forward blocks
     decoder_layers: int = 6
     decoder_width: int = 2048
     dropout: float = 0.1  # in encoder and decoder
-    no_object: float = 0.1  # weight of queries without a target in the class loss
     post_processing: PostProcessing = PostProcessing(only_sure=False)
-    thresholds: Thresholds = Thresholds()
 
     def __post_init__(self) -> None:
-        for name in ("classes", "mask_channels", "queries", "heads", "encoder_width", "decoder_layers", "decoder_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.encoder_layers < 0:
-            raise ConfigError(f"encoder_layers must not be negative, got {self.encoder_layers}")
-        demand_heads(self, "channels", "query_channels")
-        if self.channels % 32:
-            raise ConfigError(f"channels must be a multiple of 32, the number of groups that are normed, got {self.channels}")
-        if not 0 <= self.dropout < 1 or not 0 < self.no_object <= 1:
-            raise ConfigError(f"dropout and no_object are shares below 1 and up to 1, got {self.dropout} and {self.no_object}")
+        super().__post_init__()
+        self.demand(1, "encoder_width", "decoder_layers", "decoder_width")
+        self.demand(0, "encoder_layers")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie from 0 to below 1, got {self.dropout}")
 
 
 class EncoderLayer(nn.Module):
