@@ -27,7 +27,7 @@ def test_ious_of_masks() -> None:
     torch.testing.assert_close(ious, torch.tensor(expected, dtype=torch.float32))
 
 
-@pytest.mark.parametrize(("tile", "together"), [(32, 128), (4, 128), (4, 1), (100, 1)])
+@pytest.mark.parametrize(("tile", "together"), [(32, 128), (8, 128), (8, 1), (100, 1)])
 def test_ious_do_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch, tile: int, together: int) -> None:
     masks = torch.rand(7, 9, 11, generator=torch.Generator().manual_seed(0)) > 0.5
     masks[2, 3:] = False
@@ -37,14 +37,17 @@ def test_ious_do_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch, tile: int,
     expected = shared / (areas[:, None] + areas - shared)
     monkeypatch.setattr("thingstuff.ops.matrix_nms.TILE", tile)
     monkeypatch.setattr("thingstuff.ops.matrix_nms.TOGETHER", together)
+    monkeypatch.setattr("thingstuff.ops.matrix_nms.FULL", 1.0)
     torch.testing.assert_close(mask_ious(masks), expected)
     torch.testing.assert_close(mask_ious(masks, classes), expected * (classes[:, None] == classes))
 
 
 @pytest.mark.parametrize("at_once", [1, 40, 2**22])
-def test_ious_do_not_depend_on_how_many_masks_lie_above_each_other(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+@pytest.mark.parametrize("full", [0.0, 1.0])  # by class, by tile
+def test_ious_do_not_depend_on_how_masks_fill_the_image(monkeypatch: pytest.MonkeyPatch, at_once: int, full: float) -> None:
     monkeypatch.setattr("thingstuff.ops.matrix_nms.AT_ONCE", at_once)
-    masks = torch.rand(300, 9, 11, generator=torch.Generator().manual_seed(0)) > 0.2  # about 240 on each pixel
+    monkeypatch.setattr("thingstuff.ops.matrix_nms.FULL", full)
+    masks = torch.rand(300, 9, 11, generator=torch.Generator().manual_seed(0)) > 0.2
     classes = torch.arange(300) // 7
     flat = masks.flatten(1).int()
     shared, areas = flat @ flat.T, flat.sum(dim=1)

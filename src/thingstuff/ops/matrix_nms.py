@@ -9,11 +9,13 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 Kernel = Literal["gaussian", "linear"]
 TILE = 64  # pixels a side; masks are compared tile by tile, in each those that reach it alone
 TOGETHER = 128  # masks in a tile from which on classes are compared apart; fewer are compared faster than told apart
-SAMPLE = 8  # every so many-th row and column tells how many masks lie above each other
+SAMPLE = 8  # every so many-th row and column tells which tiles a mask reaches
+FULL = 0.75  # share of the tiles that masks reach on average from which on tiles spare nothing
 AT_ONCE = 2**22  # pixels of masks that are floats at a time, where masks are not compared by tiles
 
 
@@ -60,9 +62,11 @@ def mask_ious(
 
     Pixels are counted in float32, exact up to 2^24 of them.
     """
-    sample = masks[:, ::SAMPLE, ::SAMPLE]
-    above_each_other = float(sample.sum()) * len(masks) / max(sample.numel(), 1)
-    shared = _shared_by_class(masks, classes) if above_each_other > TOGETHER else _shared_by_tile(masks, classes)
+    sample = masks[:, ::SAMPLE, ::SAMPLE].float()
+    if sample.numel() and functional.max_pool2d(sample, TILE // SAMPLE, ceil_mode=True).mean() > FULL:
+        shared = _shared_by_class(masks, classes)
+    else:
+        shared = _shared_by_tile(masks, classes)
     areas = shared.diagonal()
     union = areas[:, None] + areas - shared
     ious = shared / union.clamp(min=1)
