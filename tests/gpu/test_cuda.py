@@ -6,6 +6,7 @@ processor against itself with other kernels, which tells what rounding alone may
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -114,7 +115,7 @@ def _drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# Operators. RoI Align has its own in tests/ops/test_roi_align.py, panoptic quality in tests/evaluation/test_panoptic_quality.py.
+# Operators. RoI Align has more in tests/ops/test_roi_align.py, panoptic quality in tests/evaluation/test_panoptic_quality.py.
 
 
 def _with_gradients(function: Callable[..., Tensor], inputs: list[Tensor], device: str) -> list[Tensor]:
@@ -151,6 +152,73 @@ def test_roi_align_from_several_levels(device: str, sampling_ratio: int, last: b
         return multilevel_roi_align(levels, placed, which, [0.25, 0.125], (7, 5), sampling_ratio, aligned=True)
 
     _check_gradients(pooled, [_drawn(2, 8, 16, 20), _drawn(2, 8, 8, 10, seed=1)], device)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sampling_ratio", [-1, 2, 3])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("channels", [3, 80, 256, 300])
+def test_kernels_of_roi_align(dtype: torch.dtype, sampling_ratio: int, last: bool, channels: int) -> None:
+    pytest.importorskip("triton")
+    boxes = torch.cat([_random_boxes(60), _random_boxes(60, side=300) - 60])
+    boxes[::2] = (boxes[::2] / 4).round() * 4  # bins of whole cells
+    rois = torch.cat([torch.tensor([[0.0], [1.0]]).repeat(60, 1), boxes], dim=1)
+    memory = torch.channels_last if last else torch.contiguous_format
+
+    def pooled(device: str) -> list[Tensor]:
+        levels = [_drawn(2, channels, 40 >> level, 52 >> level, seed=level).to(device, dtype) for level in range(3)]
+        levels = [level.contiguous(memory_format=memory).requires_grad_() for level in levels]
+        level_of_roi = (torch.arange(120) % 3).to(device)
+        out = multilevel_roi_align(levels, rois.to(device), level_of_roi, [0.25, 0.125, 0.0625], 7, sampling_ratio, not last)
+        assert out.grad_fn is not None
+        assert device == "cpu" or out.grad_fn.name() == "_AlignBackward"  # of the kernels
+        gradients = torch.autograd.grad(out, levels, _drawn(*out.shape, seed=9).to(device, dtype))
+        assert all(gradient.stride() == level.stride() for gradient, level in zip(gradients, levels, strict=True))
+        return [out, *gradients]
+
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2  # two halves apart at the most, of sums of some size
+    _assert_alike(pooled("cuda"), pooled("cpu"), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernels_of_roi_align_never_wait_for_the_gpu() -> None:
+    pytest.importorskip("triton")
+    rois = torch.cat([torch.zeros(20, 1), _random_boxes(20)], dim=1).cuda()
+    features = _drawn(1, 8, 16, 20).cuda().requires_grad_()
+    level_of_roi = torch.zeros(20, dtype=torch.long, device="cuda")
+
+    def run() -> None:
+        multilevel_roi_align([features], rois, level_of_roi, [0.25], 7, 0, True).sum().backward()
+
+    run()  # builds the kernels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode calls itself a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_roi_align_is_equal_to_the_bit_where_that_is_asked_for() -> None:
+    rois = torch.cat([torch.zeros(200, 1), _random_boxes(200)], dim=1).cuda()
+    gradients = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(3):
+            features = _drawn(1, 8, 16, 20).cuda().requires_grad_()
+            level_of_roi = torch.zeros(200, dtype=torch.long, device="cuda")
+            multilevel_roi_align([features], rois, level_of_roi, [0.25], 7, 0, True).square().sum().backward()
+            gradients.append(features.grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
 
 
 @pytest.mark.parametrize("device", WITH_CPU)

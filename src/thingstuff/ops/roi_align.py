@@ -7,12 +7,15 @@
 A bin of RoI Align is the mean of bilinear samples at regular points. Points and weights separate into a vertical and a
 horizontal part, so each axis is worked out by itself, samples that touch the same cell are merged, and a bin sums each of its
 cells once, times the product of the two weights. One such term is a tap. The sum is `torch.nn.functional.embedding_bag`,
-which reads whole rows of channels. The gradient is the same sum with bins and cells changing places.
+which reads whole rows of channels. The gradient is the same sum with bins and cells changing places. On a GPU the kernels of
+`roi_align_triton` do the same.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -60,8 +63,16 @@ def multilevel_roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Float[Tensor, "rois channels rows columns"]:
-    """`roi_align` of each RoI on its own level: `level_of_roi` indexes `levels` and their `scales`; results in RoI order."""
+    """`roi_align` of each RoI on its own level: `level_of_roi` indexes `levels` and their `scales`; results in RoI order.
+
+    On a GPU this runs in kernels of its own where Triton is installed, as it is with PyTorch's builds for CUDA on Linux. Their
+    gradients may differ in the last bits from run to run. In float64, under torch.compile, without Triton, and where
+    torch.use_deterministic_algorithms asks for one result, PyTorch's own operators do the work, which takes longer.
+    """
     bins = (output_size, output_size) if isinstance(output_size, int) else output_size
+    kernels = None if torch.compiler.is_compiling() else _kernels_for(levels)
+    if kernels is not None:
+        return kernels.align(levels, rois, level_of_roi, scales, bins, sampling_ratio, aligned)
     windows = _place(levels, rois, level_of_roi, scales, bins, aligned)
     if torch.compiler.is_compiling() or (sampling_ratio > 0 and rois.device.type != "cpu"):
         return _traceable(levels, windows, bins, sampling_ratio)
@@ -99,7 +110,7 @@ def roi_pool(
 
 def _pooled(start: Tensor, end: Tensor, bins: int, cells: int) -> "_Merged":
     """All cells of each bin of one axis."""
-    length = (end - start + 1).clamp(min=1)[:, None] / bins
+    length = _divided((end - start + 1).clamp(min=1)[:, None], bins)
     number = torch.arange(bins, device=start.device)
     first = (torch.floor(number * length) + start[:, None]).clamp(0, cells).int()
     count = (torch.ceil((number + 1) * length) + start[:, None]).clamp(0, cells).int() - first
@@ -107,6 +118,25 @@ def _pooled(start: Tensor, end: Tensor, bins: int, cells: int) -> "_Merged":
     owner = torch.repeat_interleave(count.flatten())
     cell = (first.flatten() - offset)[owner] + _count_up(owner)
     return _Merged(cell, torch.ones_like(cell), count, offset.view_as(count))
+
+
+def _kernels_for(levels: Sequence[Tensor]) -> ModuleType | None:
+    device = levels[0].device
+    if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+        return None
+    kernels = _kernels()
+    if kernels is None or any(level.dtype not in kernels.DTYPES for level in levels) or not kernels.works(device):
+        return None
+    return kernels
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    try:
+        from thingstuff.ops import roi_align_triton  # loads Triton, which nothing else here needs
+    except ImportError:
+        return None
+    return roi_align_triton
 
 
 # --- where the RoIs lie ---
@@ -158,7 +188,12 @@ def _place(
     width, height = x2 - x1, y2 - y1
     if not aligned:
         width, height = width.clamp(min=1), height.clamp(min=1)
-    return _Windows(_Axis(y1, height / bins[0], heights), _Axis(x1, width / bins[1], widths), base)
+    return _Windows(_Axis(y1, _divided(height, bins[0]), heights), _Axis(x1, _divided(width, bins[1]), widths), base)
+
+
+def _divided(lengths: Tensor, count: int) -> Tensor:
+    """Rounded once: a GPU multiplies by the reciprocal of a number that is no tensor, and four cells may become a bit more."""
+    return lengths / torch.full((), count, dtype=lengths.dtype, device=lengths.device)
 
 
 def _summed_in(features: Tensor) -> torch.dtype:
@@ -206,7 +241,7 @@ def _fixed_axis(axis: _Axis, bins: int, samples: int) -> tuple[Tensor, Tensor]:
     start, length, cells = (values[:, None, None] for values in (axis.start, axis.bin, axis.cells))
     bin_number = torch.arange(bins, device=start.device)[:, None]
     sample = torch.arange(samples, device=start.device)
-    low, high, share, inside = _bilinear(start + bin_number * length + (sample + 0.5) * length / samples, cells)
+    low, high, share, inside = _bilinear(start + bin_number * length + _divided((sample + 0.5) * length, samples), cells)
     weights = torch.stack((1 - share, share), dim=-1) * (inside / samples)[..., None]
     return torch.stack((low, high), dim=-1).flatten(2), weights.to(length.dtype).flatten(2)
 
