@@ -195,8 +195,9 @@ def test_predict_does_not_write_over_its_images(photos: Path, capsys):
     assert (photos / "b.png").read_bytes() == before
 
 
-def test_an_image_named_by_itself_may_have_its_results_beside_it(photos: Path, tiny_model: Path):
-    assert run("predict", photos / "a.JPG", "--model", tiny_model, "--out", photos) == 0
+def test_an_image_named_by_itself_may_have_its_results_beside_it(photos: Path, tiny_model: Path, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert run("predict", "./a.JPG", "--model", tiny_model, "--out", ".") == 0
     assert (photos / "a.png").exists()
 
 

@@ -49,8 +49,9 @@ def refuse_among_inputs(words: Sequence[str], inputs: Sequence[Input], out: Path
     Raises:
         ConfigError: they would; files that were named one by one may lie where they like.
     """
+    named = {Path(word) for word in words}
     for each in inputs:
-        if str(each.path) not in words and each.path.resolve().parent == out.resolve():
+        if each.path not in named and each.path.resolve().parent == out.resolve():
             raise ConfigError(
                 f"{shown(out)} is the folder of {each.path.name}; the pictures would lie among the images and be taken for some "
                 "the next time; give another folder to --out"
