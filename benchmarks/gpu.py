@@ -55,7 +55,8 @@ from thingstuff.ops.deformable_attention import by_grid_sample, deformable_atten
 from thingstuff.ops.roi_align import roi_align
 from thingstuff.segmenter import Segmenter
 from thingstuff.structures.categories import Categories, Category
-from thingstuff.structures.images import Preprocessing, read_image
+from thingstuff.structures.images import read_image
+from thingstuff.structures.preprocessing import Preprocessing
 
 CANDIDATES = 500  # an image, pairs of place and class above the threshold
 DETECTIONS = 75  # instances an image

@@ -25,8 +25,9 @@ from thingstuff.data.folders import open_dataset
 from thingstuff.data.transforms import Augmentation, augment
 from thingstuff.evaluation.average_precision import AveragePrecision
 from thingstuff.ops.upsample import upsample_crops
-from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, read_image
+from thingstuff.structures.images import read_image
 from thingstuff.structures.masks import Mask, mask_ious
+from thingstuff.structures.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from thingstuff.structures.segments import Segments
 from thingstuff.training import train
 from thingstuff.training.recipe import Recipe

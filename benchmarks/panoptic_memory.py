@@ -29,7 +29,7 @@ def scene(height: int, width: int, count: int) -> Any:
     import torch
     from torch.nn import functional
 
-    from thingstuff.structures.images import ImageSize
+    from thingstuff.structures.preprocessing import ImageSize
 
     random = torch.Generator().manual_seed(0)
     scale = 800 / min(height, width)  # what most networks shrink images to
@@ -105,7 +105,7 @@ def queries(height: int, width: int, count: int) -> Any:
     import torch
 
     from thingstuff.models.mask_classification import Predictions
-    from thingstuff.structures.images import ImageSize
+    from thingstuff.structures.preprocessing import ImageSize
 
     random = torch.Generator().manual_seed(0)
     scale = 800 / min(height, width)

@@ -10,7 +10,7 @@ from thingstuff.models.catalog import CATALOG
 from thingstuff.models.contract import Model, Task
 from thingstuff.segmenter import Segmenter
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import Preprocessing
+from thingstuff.structures.preprocessing import Preprocessing
 from thingstuff.structures.segments import Segments
 
 

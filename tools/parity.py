@@ -31,7 +31,8 @@ import thingstuff
 from thingstuff.models.contract import Task
 from thingstuff.ops.panoptic_merge import merge_panoptic
 from thingstuff.segmenter import Segmenter
-from thingstuff.structures.images import ImageBatch, Preprocessing, read_image
+from thingstuff.structures.images import read_image
+from thingstuff.structures.preprocessing import ImageBatch, Preprocessing
 from thingstuff.structures.segments import Segments
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference"

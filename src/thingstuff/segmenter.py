@@ -17,7 +17,8 @@ from thingstuff.checkpoints.files import is_own_format, read, save
 from thingstuff.errors import CheckpointError, ConfigError, ImageError, SizeError
 from thingstuff.models.contract import Model, Task, own_task
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preprocessing, read_image
+from thingstuff.structures.images import DEFAULT_MAX_PIXELS, read_image
+from thingstuff.structures.preprocessing import ImageBatch, Preprocessing
 from thingstuff.structures.segments import Segments
 
 BUNDLED = Path(__file__).parent / "bundled"

@@ -21,7 +21,7 @@ from thingstuff.errors import CheckpointError
 from thingstuff.models.catalog import MASK_RCNN_TINY
 from thingstuff.models.mask_rcnn import MaskRCNN
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import Preprocessing
+from thingstuff.structures.preprocessing import Preprocessing
 
 CATEGORIES = Categories.numbered(3)
 PREPROCESSING = Preprocessing(short_side=128, long_side=256)

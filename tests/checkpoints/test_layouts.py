@@ -16,7 +16,7 @@ from thingstuff.models.deformable import Deformable
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNN
 from thingstuff.structures.categories import COCO_THINGS, COCO_THINGS_WITH_GAPS
-from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Resize
+from thingstuff.structures.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Resize
 
 from .layouts import Network, detectron2_shapes, mmdetection_shapes, torchvision_shapes
 

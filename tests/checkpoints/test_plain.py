@@ -12,7 +12,7 @@ from thingstuff.checkpoints.plain import from_plain, to_plain
 from thingstuff.errors import CheckpointError
 from thingstuff.models.catalog import CATALOG
 from thingstuff.structures.categories import COCO_THINGS, Categories
-from thingstuff.structures.images import Preprocessing, Resize
+from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 
 class Colour(Enum):

@@ -13,7 +13,7 @@ from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.fpn import Extra
 from thingstuff.models.yolact import Yolact, YolactConfig
-from thingstuff.structures.images import Resize
+from thingstuff.structures.preprocessing import Resize
 
 from .yolact_names import PLUS, RESNET50, authors, of_mmdetection
 

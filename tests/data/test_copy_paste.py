@@ -6,7 +6,7 @@ import torch
 
 from thingstuff.data.copy_paste import paste_objects
 from thingstuff.data.transforms import Sample, tight_boxes
-from thingstuff.structures.images import Targets
+from thingstuff.structures.preprocessing import Targets
 
 THING = np.array([True])
 

@@ -15,8 +15,8 @@ from thingstuff.data.records import InstanceDataset, Object, Record
 from thingstuff.data.transforms import Augmentation, ScaleOf
 from thingstuff.errors import AnnotationError, ConfigError, ImageError
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageBatch, Preprocessing, Targets
 from thingstuff.structures.masks import Mask
+from thingstuff.structures.preprocessing import ImageBatch, Preprocessing, Targets
 
 # Python 3.12 and later warn of what torch's workers do by default on Linux
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

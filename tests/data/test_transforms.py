@@ -19,8 +19,8 @@ from thingstuff.data.transforms import (
     tight_boxes,
 )
 from thingstuff.errors import ConfigError, SizeError
-from thingstuff.structures.images import Preprocessing
 from thingstuff.structures.masks import Mask
+from thingstuff.structures.preprocessing import Preprocessing
 
 OWN_SIZE = Preprocessing(short_side=0)
 PLAIN = Augmentation(scale_of=ScaleOf.IMAGE)

@@ -38,7 +38,7 @@ from thingstuff.ops.roi_align import multilevel_roi_align, roi_pool
 from thingstuff.ops.shrink import shrink_masks
 from thingstuff.ops.upsample import upsample_crops, upsample_labels
 from thingstuff.structures.categories import Categories, Category
-from thingstuff.structures.images import ImageSize, Targets
+from thingstuff.structures.preprocessing import ImageSize, Targets
 from thingstuff.structures.segments import Segments
 from thingstuff.training import Recipe, train
 

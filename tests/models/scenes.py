@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from thingstuff.structures.images import ImageSize, Targets
+from thingstuff.structures.preprocessing import ImageSize, Targets
 
 
 def rectangles(

@@ -9,7 +9,7 @@ import torch
 from thingstuff.models.catalog import MASK_RCNN_TINY
 from thingstuff.models.mask_rcnn import Detections, MaskRCNN, Predictions, Thresholds
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize
+from thingstuff.structures.preprocessing import ImageSize
 
 
 def model_with(**changes: object) -> MaskRCNN:

@@ -9,7 +9,7 @@ import torch
 from thingstuff.models.catalog import CATALOG, YOLACT_TINY
 from thingstuff.models.contract import Task
 from thingstuff.models.yolact import Yolact
-from thingstuff.structures.images import Targets
+from thingstuff.structures.preprocessing import Targets
 
 from .scenes import rectangles
 

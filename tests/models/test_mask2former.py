@@ -28,7 +28,7 @@ from thingstuff.models.mask_classification import (
 )
 from thingstuff.models.transformer import Attention, sine_positions
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
+from thingstuff.structures.preprocessing import ImageSize, Targets
 
 TWO_AND_ONE = Categories.numbered(2, 1)  # two kinds of things, one of stuff
 
@@ -363,7 +363,7 @@ import torch
 from thingstuff.models.catalog import MASK2FORMER_TINY
 from thingstuff.models.mask2former import Mask2Former
 from thingstuff.models.mask_classification import Predictions
-from thingstuff.structures.images import Targets
+from thingstuff.structures.preprocessing import Targets
 
 rank, file = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)

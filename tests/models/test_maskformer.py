@@ -15,7 +15,7 @@ from thingstuff.models.contract import Task
 from thingstuff.models.mask_classification import Predictions, Thresholds
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
+from thingstuff.structures.preprocessing import ImageSize, Targets
 
 TWO_AND_ONE = Categories.numbered(2, 1)  # two kinds of things, one of stuff
 WITH_ENCODER = {"encoder_layers": 1, "encoder_width": 32}

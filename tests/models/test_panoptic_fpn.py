@@ -19,7 +19,7 @@ from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import Detections, MaskRCNN
 from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig, Predictions, Thresholds
 from thingstuff.structures.categories import Categories, Category
-from thingstuff.structures.images import ImageSize, Targets
+from thingstuff.structures.preprocessing import ImageSize, Targets
 
 # classes 0 and 2 are things 0 and 1; class 1 is stuff 0
 THREE = Categories((Category(1, "cat"), Category(2, "sky", is_thing=False), Category(3, "dog")))

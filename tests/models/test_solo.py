@@ -15,7 +15,7 @@ from thingstuff.models.solo import SOLO, GridConfig, SOLOConfig, Thresholds, ass
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.segmenter import Segmenter
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import Preprocessing, Targets
+from thingstuff.structures.preprocessing import Preprocessing, Targets
 
 from .scenes import image_sizes, rectangles
 

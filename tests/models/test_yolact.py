@@ -16,7 +16,7 @@ from thingstuff.models.catalog import CATALOG, YOLACT_TINY
 from thingstuff.models.fpn import Extra
 from thingstuff.models.yolact import Sampling, Thresholds, Yolact, YolactConfig
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import Targets
+from thingstuff.structures.preprocessing import Targets
 
 from .scenes import image_sizes, rectangles
 

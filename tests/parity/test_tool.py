@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from thingstuff.models.mask_rcnn import MaskRCNNConfig, Thresholds
-from thingstuff.structures.images import ImageSize, Preprocessing, Resize
+from thingstuff.structures.preprocessing import ImageSize, Preprocessing, Resize
 
 CASE = "mmdet-mask-rcnn-r50-fpn"  # the one with the smallest input
 

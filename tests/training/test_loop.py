@@ -9,7 +9,7 @@ from torch import nn
 
 from thingstuff.errors import TrainingError
 from thingstuff.models.catalog import CATALOG
-from thingstuff.structures.images import Targets
+from thingstuff.structures.preprocessing import Targets
 from thingstuff.training import loop, run_folder
 
 

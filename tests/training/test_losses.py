@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from thingstuff.models.catalog import CATALOG
 from thingstuff.models.mask_rcnn import MaskRCNN, Predictions, _RoIs
-from thingstuff.structures.images import Targets
+from thingstuff.structures.preprocessing import Targets
 
 TARGET = Targets(
     image_id=1,

@@ -20,7 +20,7 @@ from thingstuff.checkpoints.rules import convert
 from thingstuff.errors import CheckpointError, ConfigError
 from thingstuff.models.contract import Model
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import Preprocessing
+from thingstuff.structures.preprocessing import Preprocessing
 
 # A layout is a file with LIBRARY, `detect(tensors)` and `describe(tensors, meta, name)`. The first that detects a file gets it,
 # so the files of one family stand before the layouts of libraries that hold many.

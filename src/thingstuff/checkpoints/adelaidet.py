@@ -15,7 +15,7 @@ from thingstuff.checkpoints import detectron2
 from thingstuff.checkpoints.recognise import Description, categories_for, refuse_unsupported
 from thingstuff.checkpoints.rules import Rule, bgr_to_rgb, rename
 from thingstuff.checkpoints.solo import grid_model
-from thingstuff.structures.images import IMAGENET_MEAN, Preprocessing, Resize
+from thingstuff.structures.preprocessing import IMAGENET_MEAN, Preprocessing, Resize
 
 LIBRARY = "AdelaiDet"
 

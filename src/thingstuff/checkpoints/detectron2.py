@@ -27,7 +27,7 @@ from thingstuff.checkpoints.rules import DROP, Rule, background_to_the_end, bgr_
 from thingstuff.errors import CheckpointError
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Thresholds
 from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
-from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
+from thingstuff.structures.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
 
 LIBRARY = "detectron2"
 

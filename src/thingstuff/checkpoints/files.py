@@ -35,7 +35,7 @@ from thingstuff.models.solo import SOLO, DecoupledSOLO, DecoupledSOLOConfig, SOL
 from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.models.yolact import Yolact, YolactConfig
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import Preprocessing
+from thingstuff.structures.preprocessing import Preprocessing
 
 FORMAT = "thingstuff"
 VERSION = "1"

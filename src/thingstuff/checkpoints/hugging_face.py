@@ -25,7 +25,7 @@ from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import DROP, Rule, rename
 from thingstuff.models.mask2former import Mask2Former
 from thingstuff.models.mask_classification import Convention, PostProcessing, Thresholds
-from thingstuff.structures.images import Preprocessing
+from thingstuff.structures.preprocessing import Preprocessing
 
 LIBRARY = "Hugging Face"
 

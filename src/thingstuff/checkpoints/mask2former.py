@@ -24,7 +24,7 @@ from thingstuff.checkpoints.mask_classification import (
 )
 from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import DROP, Rule, rename
-from thingstuff.structures.images import Preprocessing, Resize
+from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 LIBRARY = "Mask2Former's authors"
 

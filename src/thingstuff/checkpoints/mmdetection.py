@@ -31,7 +31,7 @@ from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.mask_rcnn import STRIDES, MaskRCNN, MaskRCNNConfig, Thresholds
 from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
-from thingstuff.structures.images import Preprocessing, Resize
+from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 UNSUPPORTED = (
     (r"roi_head\.(semantic|fused_semantic|glbctx|feat_relay)_head\..+", "HTC or SCNet"),

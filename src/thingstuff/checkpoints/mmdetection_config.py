@@ -16,7 +16,7 @@ from thingstuff.checkpoints.rules import Rule, bgr_to_rgb
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.structures.categories import Categories, Category
-from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD
+from thingstuff.structures.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 LIBRARY = "MMDetection"
 

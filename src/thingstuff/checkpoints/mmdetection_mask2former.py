@@ -39,7 +39,7 @@ from thingstuff.errors import CheckpointError
 from thingstuff.models.contract import Task
 from thingstuff.models.mask_classification import Thresholds
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import Preprocessing, Resize
+from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 _HEAD = r"panoptic_head\."
 _PIXELS = _HEAD + r"pixel_decoder\."

@@ -29,7 +29,7 @@ from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.checkpoints.solo import UNSUPPORTED, grid_model, usual_image_size
 from thingstuff.models.solo import STRIDES, GridConfig, Thresholds
-from thingstuff.structures.images import Preprocessing, Resize
+from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 _NECK = (
     Rule(r"neck\.lateral_convs\.(\d)\.conv\.(weight|bias)", r"neck.lateral.\1.conv.\2"),

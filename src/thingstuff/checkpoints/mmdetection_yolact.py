@@ -27,7 +27,7 @@ from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.fpn import Extra
 from thingstuff.models.yolact import Thresholds, Yolact, YolactConfig
-from thingstuff.structures.images import Preprocessing, Resize
+from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 SIZE = 550  # pixels a side
 MEAN, STD = (123.68, 116.78, 103.94), (58.40, 57.12, 57.38)  # RGB

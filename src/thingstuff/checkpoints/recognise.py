@@ -19,7 +19,7 @@ from thingstuff.models.panoptic_fpn import PanopticFPNConfig
 from thingstuff.models.panoptic_fpn import Thresholds as PanopticThresholds
 from thingstuff.models.yolact import YolactConfig
 from thingstuff.structures.categories import COCO_PANOPTIC, COCO_THINGS, Categories
-from thingstuff.structures.images import Preprocessing
+from thingstuff.structures.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

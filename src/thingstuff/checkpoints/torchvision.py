@@ -23,7 +23,7 @@ from thingstuff.checkpoints.rules import Rule, background_to_the_end, rename, wi
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Thresholds
 from thingstuff.structures.categories import COCO_THINGS_WITH_GAPS
-from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
+from thingstuff.structures.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
 
 LIBRARY = "torchvision"
 

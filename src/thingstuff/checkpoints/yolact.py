@@ -17,7 +17,7 @@ from thingstuff.checkpoints.rules import DROP, Rule, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.yolact import Thresholds, Yolact
-from thingstuff.structures.images import Preprocessing, Resize
+from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 LIBRARY = "YOLACT's repository"
 SIZE = 550  # pixels a side

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from thingstuff.data.transforms import Sample, tight_boxes
-from thingstuff.structures.images import Targets
+from thingstuff.structures.preprocessing import Targets
 
 PASTED = 0.5  # probability of each object of the other image
 

@@ -16,7 +16,8 @@ from thingstuff.data.copy_paste import paste_objects
 from thingstuff.data.records import InstanceDataset, Record
 from thingstuff.data.transforms import Augmentation, Sample, augment, check_min_pixels
 from thingstuff.errors import AnnotationError, ConfigError, ThingstuffError
-from thingstuff.structures.images import DEFAULT_MAX_PIXELS, ImageBatch, Preprocessing, Targets, read_image
+from thingstuff.structures.images import DEFAULT_MAX_PIXELS, read_image
+from thingstuff.structures.preprocessing import ImageBatch, Preprocessing, Targets
 
 ORDER, VIEW = 0, 1  # what a random state is for, so that no two uses share one
 

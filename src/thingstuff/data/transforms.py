@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 from thingstuff.data.records import Record
 from thingstuff.errors import ConfigError, SizeError
-from thingstuff.structures.images import Preprocessing, Targets
+from thingstuff.structures.preprocessing import Preprocessing, Targets
 
 
 class ScaleOf(Enum):

@@ -16,7 +16,7 @@ from thingstuff.models.solov2 import SOLOv2, SOLOv2Config
 from thingstuff.models.yolact import Sampling as YolactSampling
 from thingstuff.models.yolact import Thresholds as YolactThresholds
 from thingstuff.models.yolact import Yolact, YolactConfig
-from thingstuff.structures.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from thingstuff.structures.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 _IMAGENET = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=800, long_side=1333)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thingstuff.models.backbone import Backbone
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
+from thingstuff.structures.preprocessing import ImageSize, Targets
 from thingstuff.structures.segments import Segments
 
 

@@ -26,9 +26,9 @@ from thingstuff.models.transformer import demand_heads
 from thingstuff.ops.matching import match_hungarian
 from thingstuff.ops.upsample import SLACK, Step, resize_soft, tiles, upsample_logits
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
 from thingstuff.structures.masks import Mask
 from thingstuff.structures.panoptic import tight_boxes
+from thingstuff.structures.preprocessing import ImageSize, Targets
 from thingstuff.structures.segments import Segments
 
 STRIDE = 4  # of the pixel embeddings, and so of the masks

@@ -33,8 +33,8 @@ from thingstuff.ops.nms import batched_nms
 from thingstuff.ops.paste import PasteMode, paste_crops
 from thingstuff.ops.roi_align import multilevel_roi_align
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
 from thingstuff.structures.masks import Mask
+from thingstuff.structures.preprocessing import ImageSize, Targets
 from thingstuff.structures.segments import Segments
 
 STRIDES = (4, 8, 16, 32, 64)  # of P2..P6

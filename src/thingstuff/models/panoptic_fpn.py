@@ -27,8 +27,8 @@ from thingstuff.ops.panoptic_merge import Part, merge_panoptic
 from thingstuff.ops.paste import paste_crops
 from thingstuff.ops.upsample import upsample_labels
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
 from thingstuff.structures.masks import Mask
+from thingstuff.structures.preprocessing import ImageSize, Targets
 from thingstuff.structures.segments import Segments
 
 VOID = -1  # in maps of classes

@@ -33,8 +33,8 @@ from thingstuff.ops.matrix_nms import Kernel, matrix_nms
 from thingstuff.ops.shrink import shrink_masks
 from thingstuff.ops.upsample import resize_soft, upsample_crops
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
 from thingstuff.structures.masks import Mask
+from thingstuff.structures.preprocessing import ImageSize, Targets
 from thingstuff.structures.segments import Segments
 
 STRIDES = (8, 8, 16, 32, 32)  # of the five levels after `level_maps`; P2 is halved, P6 brought to the size of P5

@@ -25,8 +25,8 @@ from thingstuff.ops.boxes import clip_boxes, decode_deltas, encode_deltas, pairw
 from thingstuff.ops.nms import fast_nms
 from thingstuff.ops.upsample import upsample_crops
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.images import ImageSize, Targets
 from thingstuff.structures.masks import Mask
+from thingstuff.structures.preprocessing import ImageSize, Targets
 from thingstuff.structures.segments import Segments
 
 LEVELS = 5  # P3..P7

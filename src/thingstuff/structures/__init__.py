@@ -1,4 +1,5 @@
 """Frozen values that every room passes on: images and batches, categories, masks, segments.
 
-Import them from their files; this package loads none of them by itself, because images.py needs torch and the others do not.
+Import them from their files; this package loads none of them by itself, because images.py and preprocessing.py need torch and the
+others do not.
 """

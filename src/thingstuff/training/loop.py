@@ -30,7 +30,7 @@ from thingstuff.errors import ConfigError, ImageError, TrainingError
 from thingstuff.models.catalog import CATALOG
 from thingstuff.models.contract import Model, Task, own_task
 from thingstuff.segmenter import Segmenter, bundled_models, load
-from thingstuff.structures.images import Preprocessing, Targets
+from thingstuff.structures.preprocessing import Preprocessing, Targets
 from thingstuff.training.data import choose_task, open_data
 from thingstuff.training.recipe import Recipe
 from thingstuff.training.run_folder import Log, State, prepare_folder, read_validation, resume_state, save_state, write_whole
