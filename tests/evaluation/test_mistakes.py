@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +208,87 @@ def test_a_wrong_class_put_right_helps_both_classes():
     assert result["value"] == pytest.approx((51 / 101 + 1 / 2) / 2)
     wrong = result["kinds"]["wrong class"]  # pyright: ignore[reportIndexIssue]
     assert wrong == {"count": 1, "spurious": 1, "missed": 1, "cost": pytest.approx(1 - (51 / 101 + 1 / 2) / 2)}
+
+
+def costs_of(found: Segments, truth: Segments) -> tuple[float, dict[str, float]]:
+    """AP50, and what each kind costs of it, where it costs anything."""
+    result: dict[str, Any] = computed(found, truth)
+    return result["value"], {kind: row["cost"] for kind, row in result["kinds"].items() if row["cost"]}
+
+
+def test_background_costs_precision_where_it_ranks_above_what_is_right():
+    # wrong, right, right: the best precision is 2 / 3, at the end
+    found = segments((CAT, 150, 200), (CAT, 0, 50), (CAT, 60, 100))
+    value, costs = costs_of(found, segments((CAT, 0, 50), (CAT, 60, 100)))
+    assert value == pytest.approx(2 / 3)
+    assert costs == {"background": pytest.approx(1 / 3)}
+
+
+def test_background_below_everything_right_costs_nothing():
+    found = segments((CAT, 0, 50), (CAT, 150, 200))
+    assert costs_of(found, segments((CAT, 0, 50))) == (pytest.approx(1), {})
+
+
+def test_a_split_object_put_right_is_found_with_the_score_of_its_best_piece():
+    # three pieces, then a right one: precision 1 / 4 up to a recall of 1 / 2, 51 of 101 recalls
+    found = segments((CAT, 0, 20), (CAT, 20, 36), (CAT, 36, 50), (CAT, 100, 150))
+    value, costs = costs_of(found, segments((CAT, 0, 50), (CAT, 100, 150)))
+    assert value == pytest.approx(51 / 4 / 101)
+    assert costs == {"split": pytest.approx(1 - 51 / 4 / 101)}
+
+
+def test_merged_objects_put_right_are_all_found():
+    # one over three objects, then a right one: precision 1 / 2 up to a recall of 1 / 4, 26 of 101 recalls
+    found = segments((CAT, 0, 100), (CAT, 150, 200))
+    value, costs = costs_of(found, segments((CAT, 0, 33), (CAT, 33, 66), (CAT, 66, 100), (CAT, 150, 200)))
+    assert value == pytest.approx(26 / 2 / 101)
+    assert costs == {"merged": pytest.approx(1 - 26 / 2 / 101)}
+
+
+def test_an_object_swallowed_by_a_match_costs_its_recalls():
+    value, costs = costs_of(segments((CAT, 0, 70)), segments((CAT, 0, 50), (CAT, 50, 70)))
+    assert value == pytest.approx(51 / 101)
+    assert costs == {"merged": pytest.approx(50 / 101)}
+
+
+def test_a_coarse_mask_costs_the_object_and_its_place_in_the_ranking():
+    # IoU 20 / 50, ranked first: precision 1 / 2 up to a recall of 1 / 2
+    value, costs = costs_of(segments((CAT, 0, 20), (CAT, 100, 150)), segments((CAT, 0, 50), (CAT, 100, 150)))
+    assert value == pytest.approx(51 / 2 / 101)
+    assert costs == {"coarse mask": pytest.approx(1 - 51 / 2 / 101)}
+
+
+def test_a_wrong_class_put_right_takes_the_score_that_the_wrong_one_had():
+    # cat: background 0.8, right 0.6, and 0.9 once the dog is put right; dogs are not in the truth and have no AP
+    found = segments((DOG, 60, 100), (CAT, 150, 200), (CAT, 0, 50), scores=(0.9, 0.8, 0.6))
+    value, costs = costs_of(found, segments((CAT, 0, 50), (CAT, 60, 100)))
+    assert value == pytest.approx(51 / 2 / 101)
+    # right, background, right: precision 1, then 2 / 3
+    assert costs["wrong class"] == pytest.approx((51 + 50 * 2 / 3) / 101 - 51 / 2 / 101)
+    # without the background, one of two is found
+    assert costs["background"] == pytest.approx(51 / 101 - 51 / 2 / 101)
+
+
+def test_a_class_whose_last_object_was_missed_counts_as_1_once_it_is_put_right():
+    value, costs = costs_of(segments((CAT, 0, 50)), segments((CAT, 0, 50), (DOG, 60, 100)))
+    assert (value, costs) == (pytest.approx(0.5), {"missed": pytest.approx(0.5)})
+
+
+def test_it_counts_as_0_while_anything_spurious_is_predicted_for_it():
+    metric = InstanceMistakes(CATEGORIES)
+    metric.update(1, segments((CAT, 0, 50), (DOG, 150, 200)), segments((CAT, 0, 50), (DOG, 60, 100)))
+    # either alone wins nothing, both together all there is
+    assert [metric.fixed(kinds) for kinds in ((), ("missed",), ("background",))] == [pytest.approx(0.5)] * 3
+    assert metric.fixed(("missed", "background")) == pytest.approx(1)
+
+
+def test_predictions_of_all_images_stand_in_one_ranking():
+    metric = InstanceMistakes(CATEGORIES)
+    metric.update(2, segments((CAT, 0, 50), scores=(0.5,)), segments((CAT, 0, 50)))
+    metric.update(1, segments((CAT, 0, 50), scores=(0.6,)), segments())  # nothing is there
+    result = metric.compute()
+    assert result["value"] == pytest.approx(1 / 2)
+    assert result["kinds"]["background"]["cost"] == pytest.approx(1 / 2)
 
 
 def perturbed(size: tuple[int, int], categories: Categories, truth: Segments, random: np.random.Generator) -> Segments:
