@@ -69,12 +69,22 @@ def test_a_draw_has_as_many_images_and_the_same_seed_gives_the_same():
 
 
 def test_the_interval_is_the_middle_95_percent_where_draws_lie_evenly():
-    assert interval(np.arange(1001.0), 500.0) == pytest.approx((25.0, 975.0))
+    assert interval(np.arange(1001.0), 500.0, images=10**9) == pytest.approx((25.0, 975.0))
 
 
 def test_the_interval_moves_to_where_the_estimate_lies():
     # half of the draws are below 500, which is 300 more than the estimate
-    assert interval(np.arange(1001.0), 200.0) == pytest.approx((-275.0, 675.0))
+    assert interval(np.arange(1001.0), 200.0, images=10**9) == pytest.approx((-275.0, 675.0))
+
+
+def test_the_interval_of_few_images_is_wider():
+    # square root of 8 / 7, times the quantile of Student's t with 7 degrees of freedom by that of the normal distribution
+    wider = (8 / 7) ** 0.5 * 2.36462 / 1.95996
+    assert interval(np.arange(1001.0), 500.0, images=8) == pytest.approx((500 - 475 * wider, 500 + 475 * wider), rel=1e-4)
+
+
+def test_one_image_has_no_interval():
+    assert interval(np.arange(1001.0), 500.0, images=1) is None
 
 
 @pytest.mark.parametrize("name", ["pq", "sq", "rq"])
@@ -96,16 +106,33 @@ def test_intervals_hold_what_they_promise_where_most_classes_are_rare(name):
     judged = np.array([figures(images, np.ones((1, 60)))[0] for images in sets])
     held = 0
     for images, estimate in zip(sets[:100], judged, strict=False):
-        reach = interval(figures(images, draw_images(60, 200)), float(estimate))
+        reach = interval(figures(images, draw_images(60, 200)), float(estimate), 60)
         assert reach is not None
         held += reach[0] <= judged.mean() <= reach[1]
     assert held >= 85  # of 100: near 95, as good as draws of 60 images know
 
 
+def test_intervals_of_eight_images_hold_nearly_what_they_promise():
+    # one class, of which each image has 1 to 5 segments, in hard and in easy images
+    rng = np.random.default_rng(0)
+    segments = rng.integers(1, 6, 2000)
+    found = rng.binomial(segments, rng.beta(4, 2, 2000))
+    world = np.stack((found, segments - found, segments - found, 0.8 * found), axis=-1)[:, None]
+
+    def quality(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return panoptic_qualities(PanopticCounts(tuple(range(8)), (True,), world[images]), weights).overall["pq"]
+
+    sets = rng.integers(0, 2000, (300, 8))
+    judged = np.array([quality(images, np.ones((1, 8)))[0] for images in sets])
+    reaches = [interval(quality(images, draw_images(8, 200)), float(own), 8) for images, own in zip(sets, judged, strict=True)]
+    held = sum(reach is not None and reach[0] <= judged.mean() <= reach[1] for reach in reaches)
+    assert held >= 0.92 * 300  # plain quantiles hold 0.89
+
+
 def test_there_is_no_interval_where_most_draws_have_nothing_to_find():
-    assert interval(np.array([0.5, np.nan, np.nan]), 0.5) is None
-    assert interval(np.array([0.5, 0.5, np.nan]), 0.5) == (0.5, 0.5)
-    assert interval(np.zeros(0), 0.5) is None
+    assert interval(np.array([0.5, np.nan, np.nan]), 0.5, 9) is None
+    assert interval(np.array([0.5, 0.5, np.nan]), 0.5, 9) == (0.5, 0.5)
+    assert interval(np.zeros(0), 0.5, 9) is None
 
 
 def test_panoptic_quality_of_a_draw_is_computed_from_sums():

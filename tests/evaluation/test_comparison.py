@@ -74,6 +74,16 @@ def test_a_class_in_few_images_has_a_difference_and_no_interval():
     assert row_of(comparison, "lamp", "per_class")["low"] is not None
 
 
+def test_two_images_say_little_and_one_says_nothing():
+    row = row_of(compare(report([5, 6]), report([6, 9]), samples=50), "PQ")
+    # more is found in both, but of two images Student's t has its quantiles at 12.7 standard errors
+    assert row["low"] < 0 < row["difference"] < row["high"]
+    row = row_of(compare(report([5]), report([6]), samples=50), "PQ")
+    assert row["difference"] > 0
+    assert row["low"] is None
+    assert intervals(report([5]), samples=50)["pq"] == {}
+
+
 def test_a_figure_that_one_run_lacks_has_no_difference():
     row = row_of(compare(report([5] * 6), report([6] * 6), samples=50), "PQ of stuff")
     assert (row["a"], row["difference"], row["low"]) == (None, None, None)

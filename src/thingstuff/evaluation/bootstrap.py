@@ -32,18 +32,33 @@ def draw_images(images: int, samples: int = SAMPLES, seed: int = 0) -> Float64[n
     return generator.multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
 
 
-def interval(values: Draws, estimate: float, level: float = LEVEL) -> tuple[float, float] | None:
-    """The middle `level` of the draws, moved by as much as their median lies off the estimate; None where most have no value.
+def interval(values: Draws, estimate: float, images: int, level: float = LEVEL) -> tuple[float, float] | None:
+    """The middle `level` of the draws, moved by as much as their median lies off the estimate, and widened as few images ask.
 
     A mean over classes is higher in draws that lack the rare and difficult ones, which many classes make true of nearly every
     draw; how far the draws lie apart says how far the figure would move all the same. (The bias-corrected quantiles of Efron and
     Tibshirani, 1993, section 14.3, would then be taken from the last few draws.)
+
+    Draws of n images lie closer together than other n images would, by (n - 1) / n in variance, and know that no better than n
+    images can, for which Student's t has wider quantiles than the normal distribution. Both widen the interval, after Hesterberg
+    (2014, arXiv:1411.5279): 1.6 times for 5 images, 1.03 times for 60. benchmarks/ranges.py measures how often it then holds.
+
+    Args:
+        images: that have a say in the figure; below two there is no interval, nor where most draws have no value.
     """
     stated = values[~np.isnan(values)]
-    if 2 * len(stated) <= len(values) or np.isnan(estimate):
+    if images < 2 or 2 * len(stated) <= len(values) or np.isnan(estimate):
         return None
     low, middle, high = np.quantile(stated, ((1 - level) / 2, 0.5, (1 + level) / 2))
-    return float(low - middle + estimate), float(high - middle + estimate)
+    wider = _widening(images, level)
+    return float(estimate - (middle - low) * wider), float(estimate + (high - middle) * wider)
+
+
+def _widening(images: int, level: float) -> float:
+    from scipy.special import ndtri, stdtrit  # takes long to import
+
+    quantile = (1 + level) / 2
+    return float((images / (images - 1)) ** 0.5 * stdtrit(images - 1, quantile) / ndtri(quantile))
 
 
 @dataclass(frozen=True, eq=False)

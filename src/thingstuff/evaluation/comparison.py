@@ -62,7 +62,8 @@ def intervals(report: Mapping[str, Any], samples: int | None = None, seed: int =
     found: dict[str, Any] = {"samples": samples}
     alone = _drawn(report, None, 0, seed)
     for kind, drawn in _drawn(report, None, samples, seed).items():
-        reaches = {name: interval(values, float(alone[kind].overall[name][0])) for name, values in drawn.overall.items()}
+        images = len(report["per_image"]["image_ids"])
+        reaches = {name: interval(values, float(alone[kind].overall[name][0]), images) for name, values in drawn.overall.items()}
         found[kind] = {name: [max(reach[0], 0.0), min(reach[1], 1.0)] for name, reach in reaches.items() if reach is not None}
     return found
 
@@ -98,11 +99,11 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], samples: int | None = No
     metrics = []
     for kind, key, name in NAMES[task]:
         if all(kind in drawn for drawn in draws):
-            metrics.append(_row(name, *(drawn[kind].overall[key] for drawn in (*draws, *points))))
+            metrics.append(_row(name, len(common), *(drawn[kind].overall[key] for drawn in (*draws, *points))))
     main = OF_CLASSES[task]
     seen = _images_of_classes(a, main, set(common))
     per_class = [
-        _row(name, *(drawn[main].per_class[:, class_] for drawn in (*draws, *points)), few=int(seen[class_]) < ENOUGH_IMAGES)
+        _row(name, int(seen[class_]), *(drawn[main].per_class[:, class_] for drawn in (*draws, *points)), few=ENOUGH_IMAGES)
         for class_, name in enumerate(a["per_class"])
     ]
     return {
@@ -149,21 +150,21 @@ def _affordable(report: Mapping[str, Any]) -> int:
 
 
 def _row(
-    name: str, a: np.ndarray, b: np.ndarray, alone_a: np.ndarray, alone_b: np.ndarray, *, few: bool = False
+    name: str, images: int, a: np.ndarray, b: np.ndarray, alone_a: np.ndarray, alone_b: np.ndarray, *, few: int = 0
 ) -> dict[str, Any]:
-    """A figure of every draw of A and of B, and its one value on the images as they are; of few images it has no interval."""
+    """A figure of every draw of A and of B, and its one value on the images as they are; no interval of fewer than `few`."""
     value_a, value_b = float(alone_a[0]), float(alone_b[0])
     stated = {"a": None if np.isnan(value_a) else value_a, "b": None if np.isnan(value_b) else value_b}
     row: dict[str, Any] = {"name": name, **stated, "difference": None, "low": None, "high": None, "better": None}
     if None in stated.values():
         return row
     row["difference"] = value_b - value_a
-    reach = None if few else interval(b - a, value_b - value_a)
+    reach = None if images < few else interval(b - a, value_b - value_a, images)
     if reach is None:
         return row
     differences = (b - a)[~np.isnan(b - a)]
     better = float((differences > 0).mean() + (differences == 0).mean() / 2)
-    return {**row, "low": reach[0], "high": reach[1], "better": better}
+    return {**row, "low": max(reach[0], -1.0), "high": min(reach[1], 1.0), "better": better}
 
 
 def _images_of_classes(report: Mapping[str, Any], kind: str, common: set[Any]) -> np.ndarray:

@@ -151,6 +151,11 @@ def _method(comparison: Mapping[str, Any]) -> Markup:
         words = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items())
         rows.append((letter.upper(), words))
     words = f"Paired bootstrap over images: {count(comparison['samples'])} times as many images are drawn with replacement"
-    rows.append(("ranges", f"{words}, the same for both runs; a range holds 95 % of the differences, corrected for bias."))
+    rows.append(
+        (
+            "ranges",
+            f"{words}, the same for both runs; a range holds 95 % of the differences, corrected for bias and for few images.",
+        )
+    )
     items = [together(tag("dt", name), tag("dd", words)) for name, words in rows]
     return sections.section("method", "How this was measured", None, tag("dl", *items, class_="card method"))
