@@ -87,11 +87,13 @@ def decode_lower_bytes(image: ImageFile) -> None:
 
 def _swapped(image: ImageFile) -> list | None:
     """What is to be decoded, each with the other order of bytes; None where it isn't RGB of 16 bits."""
-    tiles = []
-    for codec, extents, offset, arguments in image.tile:
+    tiles: list = []
+    for tile in image.tile:
+        codec, extents, offset, arguments = tile
         first, rest = (arguments[0], arguments[1:]) if isinstance(arguments, tuple) and arguments else (arguments, None)
         if first not in _OTHER_BYTE_ORDER:
             return None
-        swapped = _OTHER_BYTE_ORDER[first]
-        tiles.append(type(image.tile[0])(codec, extents, offset, swapped if rest is None else (swapped, *rest)))
+        swapped = _OTHER_BYTE_ORDER[first] if rest is None else (_OTHER_BYTE_ORDER[first], *rest)
+        # Pillow before 11 has plain tuples
+        tiles.append(tile._replace(args=swapped) if hasattr(tile, "_replace") else (codec, extents, offset, swapped))
     return tiles
