@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from thingstuff.models.contract import Model
 from thingstuff.structures.preprocessing import ImageSize, Targets
 
 
@@ -26,3 +27,29 @@ def rectangles(
 
 def image_sizes(count: int = 1, input_: tuple[int, int] = (64, 96), original: tuple[int, int] = (64, 96)) -> list[ImageSize]:
     return [ImageSize(input=input_, original=original)] * count
+
+
+def bright_and_dark() -> torch.Tensor:
+    """A batch of one image with a bright rectangle, 10 10 40 40, and a dark one, 50 20 90 60."""
+    image = torch.zeros(1, 3, 64, 96)
+    image[:, :, 10:40, 10:40], image[:, :, 20:60, 50:90] = 2.0, -2.0
+    return image
+
+
+def learn_by_heart(
+    model: Model, image: torch.Tensor, target: Targets, steps: int, learning_rate: float, largest_gradient: float
+) -> None:
+    """Train on one image; then the model is in evaluation but for its batch norms, whose running statistics need more steps."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        losses = model.losses(image, [target])
+        torch.stack([model.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), largest_gradient)
+        optimizer.step()
+    model.eval()
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.train()

@@ -28,7 +28,8 @@ from thingstuff.models.mask_classification import (
 )
 from thingstuff.models.transformer import Attention, sine_positions
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.preprocessing import ImageSize, Targets
+
+from .scenes import bright_and_dark, image_sizes, learn_by_heart, rectangles
 
 TWO_AND_ONE = Categories.numbered(2, 1)  # two kinds of things, one of stuff
 
@@ -36,26 +37,6 @@ TWO_AND_ONE = Categories.numbered(2, 1)  # two kinds of things, one of stuff
 def _model(**changes: Any) -> Mask2Former:
     torch.manual_seed(0)
     return Mask2Former(replace(MASK2FORMER_TINY, **changes))
-
-
-def _targets(
-    boxes: list[list[int]], classes: list[int], crowd: list[bool] | None = None, size: tuple[int, int] = (64, 96)
-) -> Targets:
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[y1:y2, x1:x2] = True
-    return Targets(
-        image_id=1,
-        size=size,
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        classes=torch.tensor(classes, dtype=torch.int64),
-        masks=masks,
-        is_crowd=torch.tensor(crowd or [False] * len(boxes), dtype=torch.bool),
-    )
-
-
-def _sizes(count: int = 1, input_: tuple[int, int] = (64, 96), original: tuple[int, int] = (64, 96)) -> list[ImageSize]:
-    return [ImageSize(input=input_, original=original)] * count
 
 
 def _says(masks: list[torch.Tensor], probabilities: list[list[float]], sure: float = 8.0) -> Predictions:
@@ -145,7 +126,7 @@ def test_fresh_offsets_point_away_from_the_cell_one_cell_further_each() -> None:
 
 def test_each_pixel_goes_to_the_query_that_claims_it_most() -> None:
     predictions = _says([_area(0, 0, 12, 16), _area(8, 0, 24, 16)], [[0.9, 0.02, 0.02, 0.06], [0.02, 0.02, 0.95, 0.01]])
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(overlap=0.5))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(overlap=0.5))
     assert segments.overlapping is False
     assert segments.classes.tolist() == [0, 2]
     np.testing.assert_allclose(segments.scores, [0.9, 0.95], atol=1e-6)
@@ -159,9 +140,9 @@ def test_each_pixel_goes_to_the_query_that_claims_it_most() -> None:
 def test_a_query_unsure_of_its_class_or_of_no_object_takes_no_part() -> None:
     everywhere = _area(0, 0, 24, 16)
     predictions = _says([everywhere] * 3, [[0.7, 0.1, 0.1, 0.1], [0.02, 0.02, 0.02, 0.94], [0.82, 0.06, 0.06, 0.06]])
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE)
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE)
     assert segments.scores.tolist() == [pytest.approx(0.82)]
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(merge_score=0.9))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(merge_score=0.9))
     assert len(segments) == 0
     assert segments.overlapping is False
 
@@ -169,44 +150,44 @@ def test_a_query_unsure_of_its_class_or_of_no_object_takes_no_part() -> None:
 def test_a_query_left_with_too_little_of_its_mask_is_void() -> None:
     masks = [_area(0, 0, 24, 16), _area(0, 0, 12, 16)]
     predictions = _says(masks, [[0.85, 0.05, 0.05, 0.05], [0.02, 0.95, 0.02, 0.01]])
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(overlap=0.6))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(overlap=0.6))
     assert segments.classes.tolist() == [1]  # half of the first one's is gone, and what is left of it stays void
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(overlap=0.4))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(overlap=0.4))
     assert sorted(segments.classes.tolist()) == [0, 1]
 
 
 def test_queries_of_one_kind_of_stuff_are_one_segment_and_things_stay_apart() -> None:
     masks = [_area(0, 0, 8, 16), _area(8, 0, 16, 16), _area(16, 0, 24, 16)]
     stuff, thing = [0.02, 0.02, 0.9, 0.06], [0.9, 0.02, 0.02, 0.06]
-    (segments,) = _model().segments(_says(masks, [stuff, thing, stuff]), _sizes(), TWO_AND_ONE)
+    (segments,) = _model().segments(_says(masks, [stuff, thing, stuff]), image_sizes(), TWO_AND_ONE)
     assert segments.classes.tolist() == [2, 0]
-    (segments,) = _model().segments(_says(masks, [thing, stuff, thing]), _sizes(), TWO_AND_ONE)
+    (segments,) = _model().segments(_says(masks, [thing, stuff, thing]), image_sizes(), TWO_AND_ONE)
     assert segments.classes.tolist() == [0, 2, 0]
 
 
 def test_pixels_that_nobody_is_sure_of_are_void() -> None:
     predictions = _says([_area(0, 0, 8, 16)], [[0.9, 0.04, 0.04, 0.02]])
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(overlap=0.1))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(overlap=0.1))
     assert segments.areas[0] == pytest.approx(8 * 256, abs=64 * 2)
     # MaskFormer gives all of them to the one that claims them most
     unsure = _model(post_processing=PostProcessing(only_sure=False))
-    (segments,) = unsure.segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(overlap=0.1))
+    (segments,) = unsure.segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(overlap=0.1))
     assert segments.areas[0] == 64 * 96
 
 
 def test_with_hugging_face_the_own_mask_is_where_score_times_probability_is_high() -> None:
     predictions = _says([_area(0, 0, 24, 8), _area(0, 8, 24, 16)], [[0.45, 0.2, 0.2, 0.15], [0.9, 0.04, 0.04, 0.02]])
     limits = Thresholds(merge_score=0.3, overlap=0.5)
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, limits)
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, limits)
     assert len(segments) == 2
     theirs = _model(post_processing=PostProcessing(Convention.HUGGING_FACE))
-    (segments,) = theirs.segments(predictions, _sizes(), TWO_AND_ONE, limits)
+    (segments,) = theirs.segments(predictions, image_sizes(), TWO_AND_ONE, limits)
     np.testing.assert_allclose(segments.scores, [0.9], atol=1e-6)  # 0.45 reaches one half nowhere
 
 
 def test_padding_is_cut_off_and_the_rest_brought_to_the_original() -> None:
     predictions = _says([_area(0, 0, 12, 16), _area(12, 0, 24, 16)], [[0.9, 0.04, 0.04, 0.02], [0.04, 0.9, 0.04, 0.02]])
-    (segments,) = _model().segments(predictions, _sizes(input_=(64, 72), original=(128, 144)), TWO_AND_ONE)
+    (segments,) = _model().segments(predictions, image_sizes(input_=(64, 72), original=(128, 144)), TWO_AND_ONE)
     assert segments.size == (128, 144)
     left, right = (segments.classes == 0).nonzero()[0][0], (segments.classes == 1).nonzero()[0][0]
     assert segments.boxes[left].tolist() == pytest.approx([0, 0, 96, 128], abs=2)  # 12 cells of 4 pixels, twice as large
@@ -218,22 +199,22 @@ def test_padding_is_cut_off_and_the_rest_brought_to_the_original() -> None:
 
 def test_instances_are_pairs_of_a_query_and_a_thing_by_class_and_mask_probability() -> None:
     predictions = _says([_area(0, 0, 12, 16), _area(8, 0, 24, 16)], [[0.5, 0.3, 0.1, 0.1], [0.05, 0.05, 0.8, 0.1]])
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE))
     assert segments.overlapping
     assert segments.classes.tolist()[:2] == [0, 1]  # of the first query; the second's best is stuff
     assert sorted(segments.classes.tolist()) == [0, 0, 1, 1]
     inside = 1 / (1 + math.exp(-8))
     np.testing.assert_allclose(segments.scores[:2], [0.5 * inside, 0.3 * inside], rtol=0.05)  # edges are less sure
     assert (segments.boxes[0] == segments.boxes[1]).all()
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE, score=0.4))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE, score=0.4))
     assert segments.classes.tolist() == [0]
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE, detections=2))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE, detections=2))
     assert segments.classes.tolist() == [0]  # of the best two pairs one is stuff
 
 
 def test_instances_without_a_pixel_are_dropped() -> None:
     predictions = _says([_area(0, 0, 0, 0), _area(0, 0, 9, 9)], [[0.9, 0.04, 0.04, 0.02], [0.6, 0.2, 0.1, 0.1]])
-    (segments,) = _model().segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE, detections=3))
+    (segments,) = _model().segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE, detections=3))
     assert segments.classes.tolist() == [0, 1]
     assert (segments.areas > 0).all()
 
@@ -241,7 +222,7 @@ def test_instances_without_a_pixel_are_dropped() -> None:
 def test_with_hugging_face_stuff_may_be_an_instance() -> None:
     predictions = _says([_area(0, 0, 24, 16)], [[0.1, 0.1, 0.7, 0.1]])
     theirs = _model(post_processing=PostProcessing(Convention.HUGGING_FACE, mask_side=32))
-    (segments,) = theirs.segments(predictions, _sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE, score=0.5))
+    (segments,) = theirs.segments(predictions, image_sizes(), TWO_AND_ONE, Thresholds(Task.INSTANCE, score=0.5))
     assert segments.classes.tolist() == [2]
     assert segments.areas.tolist() == [64 * 96]
 
@@ -252,7 +233,7 @@ def test_a_semantic_map_sums_queries_by_class_and_covers_the_image(convention: C
     # on the left 0.4 + 0.4 of class 0 against 0.6 of class 1; on the right class 1 alone
     predictions = _says(masks, [[0.4, 0.1, 0.1, 0.4], [0.4, 0.1, 0.1, 0.4], [0.1, 0.6, 0.2, 0.1]])
     model = _model(post_processing=PostProcessing(convention))
-    (segments,) = model.segments(predictions, _sizes(original=(128, 192)), TWO_AND_ONE, Thresholds(Task.SEMANTIC))
+    (segments,) = model.segments(predictions, image_sizes(original=(128, 192)), TWO_AND_ONE, Thresholds(Task.SEMANTIC))
     assert segments.overlapping is False
     assert segments.classes.tolist() == [0, 1]
     assert segments.areas.sum() == 128 * 192
@@ -269,9 +250,9 @@ def test_a_batch_of_two_equals_two_batches_of_one(task: Task) -> None:
     images = torch.randn(2, 3, 64, 96)
     limits = Thresholds(task, merge_score=0.2, overlap=0.0)
     with torch.no_grad():
-        together = model.segments(model(images), _sizes(2), TWO_AND_ONE, limits)
+        together = model.segments(model(images), image_sizes(2), TWO_AND_ONE, limits)
         for image, expected in zip(images, together, strict=True):
-            (alone,) = model.segments(model(image[None]), _sizes(), TWO_AND_ONE, limits)
+            (alone,) = model.segments(model(image[None]), image_sizes(), TWO_AND_ONE, limits)
             assert len(expected) > 0
             np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-4)
 
@@ -284,7 +265,7 @@ def test_an_image_of_one_pixel_works(task: Task, convention: Convention) -> None
     ).eval()
     with torch.no_grad():
         predictions = model(torch.zeros(1, 3, 32, 32))
-    (segments,) = model.segments(predictions, _sizes(1, (1, 1), (1, 1)), TWO_AND_ONE, Thresholds(task, merge_score=0.0))
+    (segments,) = model.segments(predictions, image_sizes(1, (1, 1), (1, 1)), TWO_AND_ONE, Thresholds(task, merge_score=0.0))
     assert segments.size == (1, 1)
 
 
@@ -316,7 +297,7 @@ def test_masks_that_are_no_numbers_do_no_harm() -> None:
     predictions = _says([_area(0, 0, 12, 16)] * 2, [[0.9, 0.02, 0.02, 0.06], [0.02, 0.9, 0.02, 0.06]])
     broken = replace(predictions, pixel_embeddings=torch.full_like(predictions.pixel_embeddings, float("nan")))
     for task in Task:
-        (segments,) = _model().segments(broken, _sizes(), TWO_AND_ONE, Thresholds(task))
+        (segments,) = _model().segments(broken, image_sizes(), TWO_AND_ONE, Thresholds(task))
         assert segments.size == (64, 96)
 
 
@@ -335,7 +316,7 @@ def test_losses_by_hand() -> None:
     predictions = Predictions(torch.zeros(2, 1, 2, 4), torch.zeros(2, 1, 2, 4), torch.randn(1, 4, 16, 24))
     model = _answers(predictions, sampling=Sampling(points=20_000))
     torch.manual_seed(0)
-    losses = model.losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [1])])
+    losses = model.losses(torch.zeros(1, 3, 64, 96), [rectangles([[0, 0, 48, 64]], [1])])
     # two layers, each: log 4 whatever the weights; log 2; overlap 1/4 of the points against 1/2 and 1/2 of them
     assert losses["class"].item() == pytest.approx(2 * math.log(4))
     assert losses["mask"].item() == pytest.approx(2 * math.log(2))
@@ -350,7 +331,7 @@ def test_losses_of_a_batch_are_means_over_its_masks() -> None:
     model = _answers(Predictions(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.randn(2, 4, 16, 24)), sampling=EVENLY)
     one, three = [[0, 0, 48, 64]], [[0, 0, 48, 32], [0, 0, 24, 32], [0, 16, 48, 32]]
     torch.manual_seed(0)
-    losses = model.losses(torch.zeros(2, 3, 64, 96), [_targets(one, [0]), _targets(three, [0, 1, 2], size=(32, 48))])
+    losses = model.losses(torch.zeros(2, 3, 64, 96), [rectangles(one, [0]), rectangles(three, [0, 1, 2], size=(32, 48))])
     dice = [1 - 2 * share * 0.5 / (share + 0.5) for share in (1 / 2, 1 / 4, 1 / 8, 1 / 8)]
     assert losses["class"].item() == pytest.approx(math.log(4))
     assert losses["mask"].item() == pytest.approx(math.log(2))
@@ -408,7 +389,7 @@ def test_every_process_divides_by_the_mean_number_of_masks(tmp_path: Path) -> No
 def test_targets_are_matched_where_they_lie_in_the_padded_batch() -> None:
     """An image that fills a quarter of the batch: stretched over all of it, its left half would be the first query's."""
     said = _says([_area(0, 0, 12, 16), _area(6, 0, 12, 8), _area(0, 0, 6, 8)], [[0.3, 0.3, 0.3, 0.1]] * 3)
-    target = _targets([[0, 0, 24, 32], [24, 0, 48, 32]], [0, 1], size=(32, 48))
+    target = rectangles([[0, 0, 24, 32], [24, 0, 48, 32]], [0, 1], size=(32, 48))
     torch.manual_seed(0)
     losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [target])
     assert losses["dice"] < 0.2
@@ -418,14 +399,14 @@ def test_dice_decides_where_masks_are_wrong_in_as_many_pixels() -> None:
     """Of 48 cells one query has all and 40 too many, the other 8: dice 0.29 and 0.71. The class alone speaks for the other."""
     said = _says([_area(8, 4, 19, 12), _area(8, 4, 9, 12)], [[0.3, 0.3, 0.3, 0.1], [0.6, 0.1, 0.2, 0.1]])
     torch.manual_seed(0)
-    losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [_targets([[32, 16, 56, 48]], [0])])
+    losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [rectangles([[32, 16, 56, 48]], [0])])
     assert losses["dice"].item() == pytest.approx(1 - 2 * 48 / (48 + 88), abs=0.06)
 
 
 def test_the_cost_of_a_match_is_its_losses_with_their_weights() -> None:
     """Even odds everywhere and a target that fills the image, so that it does not matter where the points are."""
     model = _answers(Predictions(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.zeros(1, 4, 16, 24)))
-    costs = model._costs(model(torch.zeros(1)), 0, 0, _targets([[0, 0, 96, 64]], [1]), (64, 96))
+    costs = model._costs(model(torch.zeros(1)), 0, 0, rectangles([[0, 0, 96, 64]], [1]), (64, 96))
     # minus 2 x 1/4 for the class, 5 log 2 for the mask, 5 x (1 - 2/3) for dice: half of all points against all
     torch.testing.assert_close(costs, torch.full((2, 1), -2 / 4 + 5 * math.log(2) + 5 / 3), atol=0.05, rtol=0)
 
@@ -437,14 +418,14 @@ def test_the_mask_decides_where_dice_would_have_the_other() -> None:
     unsure = torch.where(_area(0, 0, 12, 16), 1.0, -1.0)
     said = Predictions(torch.zeros(1, 1, 2, 4), torch.eye(2)[None, None], torch.stack([sure, unsure])[None])
     torch.manual_seed(0)
-    losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0])])
+    losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [rectangles([[0, 0, 48, 64]], [0])])
     assert losses["mask"].item() == pytest.approx(math.log(1 + math.exp(-1)), abs=0.03)
 
 
 def test_no_object_weighs_a_tenth() -> None:
     class_logits = torch.tensor([[[[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]]])
     predictions = Predictions(class_logits, torch.zeros(1, 1, 2, 4), torch.zeros(1, 4, 16, 24))
-    losses = _answers(predictions).losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0])])
+    losses = _answers(predictions).losses(torch.zeros(1, 3, 64, 96), [rectangles([[0, 0, 48, 64]], [0])])
     matched = math.log(math.exp(2) + 3) - 2  # the first query, which is likelier to be class 0
     left_over = math.log(math.e + 3) - 1
     assert losses["class"].item() == pytest.approx((matched + 0.1 * left_over) / 1.1)
@@ -453,7 +434,7 @@ def test_no_object_weighs_a_tenth() -> None:
 def test_queries_are_matched_by_class_and_mask_together() -> None:
     left, right = _area(0, 0, 12, 16), _area(12, 0, 24, 16)
     predictions = _says([right, left], [[0.3, 0.3, 0.3, 0.1], [0.3, 0.3, 0.3, 0.1]])
-    target = _targets([[0, 0, 48, 64], [48, 0, 96, 64]], [0, 1])
+    target = rectangles([[0, 0, 48, 64], [48, 0, 96, 64]], [0, 1])
     losses = _answers(predictions).losses(torch.zeros(1, 3, 64, 96), [target])
     # each mask found its own; only where the two meet are points unsure, and it is there that most of them lie
     assert losses["dice"].item() < 0.3
@@ -463,7 +444,7 @@ def test_queries_are_matched_by_class_and_mask_together() -> None:
 
 def test_every_trained_parameter_gets_a_gradient() -> None:
     model = _model().train()
-    targets = [_targets([[8, 8, 40, 40], [50, 20, 90, 60]], [0, 2]), _targets([[0, 0, 30, 30]], [1])]
+    targets = [rectangles([[8, 8, 40, 40], [50, 20, 90, 60]], [0, 2]), rectangles([[0, 0, 30, 30]], [1])]
     losses = model.losses(torch.randn(2, 3, 64, 96), targets)
     assert set(losses) == set(Mask2Former.loss_weights)
     torch.stack(list(losses.values())).sum().backward()
@@ -477,7 +458,7 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
 @pytest.mark.parametrize("crowd", [False, True])
 def test_an_image_without_segments_trains_its_queries_to_be_none(crowd: bool) -> None:
     model = _model().train()
-    target = _targets([[8, 8, 40, 40]], [1], crowd=[True]) if crowd else _targets([], [])
+    target = rectangles([[8, 8, 40, 40]], [1], crowd=[True]) if crowd else rectangles([], [])
     losses = model.losses(torch.randn(1, 3, 64, 96), [target])
     torch.stack(list(losses.values())).sum().backward()
     assert losses["class"] > 0
@@ -487,30 +468,30 @@ def test_an_image_without_segments_trains_its_queries_to_be_none(crowd: bool) ->
 
 
 def test_a_target_whose_mask_was_cut_away_is_left_out() -> None:
-    target = _targets([[8, 8, 40, 40], [1, 1, 9, 9]], [1, 0])
+    target = rectangles([[8, 8, 40, 40], [1, 1, 9, 9]], [1, 0])
     target.masks[1] = False
     predictions = Predictions(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), torch.zeros(1, 4, 16, 24))
     torch.manual_seed(0)
     with_it = _answers(predictions).losses(torch.zeros(1, 3, 64, 96), [target])
     torch.manual_seed(0)
-    alone = _answers(predictions).losses(torch.zeros(1, 3, 64, 96), [_targets([[8, 8, 40, 40]], [1])])
+    alone = _answers(predictions).losses(torch.zeros(1, 3, 64, 96), [rectangles([[8, 8, 40, 40]], [1])])
     assert {name: loss.item() for name, loss in with_it.items()} == {name: loss.item() for name, loss in alone.items()}
 
 
 def test_more_segments_than_queries_train() -> None:
     random = np.random.default_rng(0)
     boxes = [[int(x), int(y), int(x) + 6, int(y) + 6] for x, y in random.uniform(0, 1, (200, 2)) * (88, 56)]
-    losses = _model().train().losses(torch.randn(1, 3, 64, 96), [_targets(boxes, [0] * 200)])
+    losses = _model().train().losses(torch.randn(1, 3, 64, 96), [rectangles(boxes, [0] * 200)])
     torch.stack(list(losses.values())).sum().backward()
     assert all(loss.isfinite() for loss in losses.values())
 
 
 def test_a_network_that_gives_no_numbers_gives_losses_that_say_so() -> None:
     predictions = Predictions(torch.zeros(1, 1, 2, 4), torch.full((1, 1, 2, 4), float("nan")), torch.ones(1, 4, 16, 24))
-    losses = _answers(predictions).losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64], [48, 0, 96, 64]], [0, 1])])
+    losses = _answers(predictions).losses(torch.zeros(1, 3, 64, 96), [rectangles([[0, 0, 48, 64], [48, 0, 96, 64]], [0, 1])])
     assert losses["mask"].isnan()  # which the training loop names, with the images
     infinite = replace(predictions, mask_embeddings=torch.full((1, 1, 2, 4), float("inf")))
-    losses = _answers(infinite).losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0])])
+    losses = _answers(infinite).losses(torch.zeros(1, 3, 64, 96), [rectangles([[0, 0, 48, 64]], [0])])
     assert not losses["mask"].isfinite()
 
 
@@ -519,7 +500,7 @@ def test_losses_under_autocast_are_those_in_32_bits(dtype: torch.dtype) -> None:
     """Seven eighths of 12,544 points at a logit of 9 are more than float16 holds: the best query would lose its target."""
     said = _says([_area(21, 0, 24, 16), _area(0, 0, 21, 16)], [[0.3, 0.3, 0.3, 0.1]] * 2, sure=8.3)
     said = Predictions(said.class_logits.to(dtype), (1.1 * said.mask_embeddings).to(dtype), said.pixel_embeddings.to(dtype))
-    model, target = _answers(said, sampling=Sampling()), _targets([[0, 0, 84, 64]], [0])
+    model, target = _answers(said, sampling=Sampling()), rectangles([[0, 0, 84, 64]], [0])
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype):
         losses = model.losses(torch.zeros(1, 3, 64, 96), [target])
@@ -610,7 +591,7 @@ with torch.no_grad():
 """
 
 
-def test_it_compiles_as_one_graph_and_exports_with_any_sizes(tmp_path: Path) -> None:
+def test_it_compiles_as_one_graph_and_exports_with_anyimage_sizes(tmp_path: Path) -> None:
     # in a process of its own: tracing cannot pass through the shape checker that the other tests run under
     script = tmp_path / "traced.py"
     script.write_text(TRACED)
@@ -630,25 +611,13 @@ def test_any_backbone_with_four_levels_will_do(backbone: str) -> None:
 
 def test_overfitting_one_image_finds_its_things_and_its_stuff() -> None:
     torch.manual_seed(0)
-    model = _model().train()
-    image = torch.zeros(1, 3, 64, 96)
-    image[:, :, 10:40, 10:40], image[:, :, 20:60, 50:90] = 2.0, -2.0
-    target = _targets([[10, 10, 40, 40], [50, 20, 90, 60], [0, 0, 96, 64]], [0, 1, 2])
+    model = _model()
+    image = bright_and_dark()
+    target = rectangles([[10, 10, 40, 40], [50, 20, 90, 60], [0, 0, 96, 64]], [0, 1, 2])
     target.masks[2] = ~target.masks[:2].any(dim=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for step in range(150):
-        torch.manual_seed(step)
-        optimizer.zero_grad()
-        losses = model.losses(image, [target])
-        sum(Mask2Former.loss_weights[name] * loss for name, loss in losses.items()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-    model.eval()
-    for norm in model.modules():  # 150 steps are too few for running statistics
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.train()
+    learn_by_heart(model, image, target, steps=150, learning_rate=2e-3, largest_gradient=5.0)
     with torch.no_grad():
-        (segments,) = model.segments(model(image), _sizes(), TWO_AND_ONE, Thresholds(merge_score=0.5))
+        (segments,) = model.segments(model(image), image_sizes(), TWO_AND_ONE, Thresholds(merge_score=0.5))
     assert sorted(segments.classes.tolist()) == [0, 1, 2]
     for class_, mask in zip(segments.classes.tolist(), segments.masks(), strict=True):
         truth = target.masks[class_].numpy()

@@ -18,7 +18,7 @@ from thingstuff.models.contract import Model
 from thingstuff.models.mask_rcnn import MaskRCNN, Sampling, Thresholds
 from thingstuff.structures.categories import Categories
 
-from .scenes import image_sizes, rectangles
+from .scenes import bright_and_dark, image_sizes, learn_by_heart, rectangles
 
 THREE = Categories.numbered(3)
 LOW = Thresholds(proposals_per_level=50, proposals=50, score=0.0, detections=20)
@@ -169,21 +169,10 @@ def test_losses_of_a_known_case_add_up_by_hand(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_overfitting_one_image_finds_its_objects() -> None:
-    model = _model(classes=2).train()
-    image = torch.zeros(1, 3, 64, 96)
-    image[:, :, 10:40, 10:40], image[:, :, 20:60, 50:90] = 2.0, -2.0
+    model = _model(classes=2)
+    image = bright_and_dark()
     target = rectangles([[10, 10, 40, 40], [50, 20, 90, 60]], [0, 1])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for step in range(160):
-        torch.manual_seed(step)
-        optimizer.zero_grad()
-        torch.stack(list(model.losses(image, [target]).values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    model.eval()
-    for norm in model.modules():  # 160 steps are too few for running statistics
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.train()
+    learn_by_heart(model, image, target, steps=160, learning_rate=1e-3, largest_gradient=1.0)
     (segments,) = model.segments(model(image), image_sizes(), Categories.numbered(2), Thresholds(score=0.5))
     assert sorted(segments.classes.tolist()) == [0, 1]
     for segment in segments:

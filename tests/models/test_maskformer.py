@@ -15,7 +15,8 @@ from thingstuff.models.contract import Task
 from thingstuff.models.mask_classification import Predictions, Thresholds
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.preprocessing import ImageSize, Targets
+
+from .scenes import bright_and_dark, image_sizes, learn_by_heart, rectangles
 
 TWO_AND_ONE = Categories.numbered(2, 1)  # two kinds of things, one of stuff
 WITH_ENCODER = {"encoder_layers": 1, "encoder_width": 32}
@@ -24,24 +25,6 @@ WITH_ENCODER = {"encoder_layers": 1, "encoder_width": 32}
 def _model(**changes: Any) -> MaskFormer:
     torch.manual_seed(0)
     return MaskFormer(replace(MASKFORMER_TINY, **changes))
-
-
-def _targets(boxes: list[list[int]], classes: list[int], crowd: bool = False) -> Targets:
-    masks = torch.zeros(len(boxes), 64, 96, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[y1:y2, x1:x2] = True
-    return Targets(
-        image_id=1,
-        size=(64, 96),
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        classes=torch.tensor(classes, dtype=torch.int64),
-        masks=masks,
-        is_crowd=torch.full((len(boxes),), crowd),
-    )
-
-
-def _sizes(count: int = 1) -> list[ImageSize]:
-    return [ImageSize(input=(64, 96), original=(64, 96))] * count
 
 
 @pytest.mark.parametrize("changes", [{}, WITH_ENCODER])
@@ -55,7 +38,7 @@ def test_every_layer_says_a_class_and_a_mask_of_each_query(changes: dict[str, An
 @pytest.mark.parametrize("changes", [{}, WITH_ENCODER])
 def test_every_trained_parameter_gets_a_gradient(changes: dict[str, Any]) -> None:
     model = _model(**changes).train()
-    targets = [_targets([[8, 8, 40, 40], [50, 20, 90, 60]], [0, 2]), _targets([[0, 0, 30, 30]], [1])]
+    targets = [rectangles([[8, 8, 40, 40], [50, 20, 90, 60]], [0, 2]), rectangles([[0, 0, 30, 30]], [1])]
     losses = model.losses(torch.randn(2, 3, 64, 96), targets)
     assert set(losses) == set(MaskFormer.loss_weights)
     torch.stack(list(losses.values())).sum().backward()
@@ -66,7 +49,7 @@ def test_every_trained_parameter_gets_a_gradient(changes: dict[str, Any]) -> Non
 @pytest.mark.parametrize("crowd", [False, True])
 def test_an_image_without_segments_trains_its_queries_to_be_none(crowd: bool) -> None:
     model = _model().train()
-    target = _targets([[8, 8, 40, 40]], [1], crowd=True) if crowd else _targets([], [])
+    target = rectangles([[8, 8, 40, 40]], [1], crowd=[True]) if crowd else rectangles([], [])
     losses = model.losses(torch.randn(1, 3, 64, 96), [target])
     torch.stack(list(losses.values())).sum().backward()
     assert losses["class"] > 0
@@ -78,7 +61,7 @@ def test_losses_by_hand() -> None:
     model = _model()
     predictions = Predictions(torch.zeros(2, 1, 2, 4), torch.zeros(2, 1, 2, 4), torch.randn(1, 4, 16, 24))
     model.forward = lambda images: predictions  # type: ignore[method-assign]
-    losses = model.losses(torch.zeros(1, 3, 64, 96), [_targets([[0, 0, 48, 64]], [1])])
+    losses = model.losses(torch.zeros(1, 3, 64, 96), [rectangles([[0, 0, 48, 64]], [1])])
     # two layers, each: log 4; half the cells a quarter and half three quarters of (1/2)^2 log 2; overlap of 192 cells by 1/2
     assert losses["class"].item() == pytest.approx(2 * math.log(4))
     assert losses["mask"].item() == pytest.approx(2 * 0.5 * 0.25 * math.log(2))
@@ -90,9 +73,9 @@ def test_losses_of_a_batch_are_means_over_its_masks() -> None:
     model = _model()
     predictions = Predictions(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.randn(2, 4, 16, 24))
     model.forward = lambda images: predictions  # type: ignore[method-assign]
-    small = _targets([[0, 0, 48, 32], [0, 0, 24, 32], [0, 16, 48, 32]], [0, 1, 2])
+    small = rectangles([[0, 0, 48, 32], [0, 0, 24, 32], [0, 16, 48, 32]], [0, 1, 2])
     small = replace(small, size=(32, 48), masks=small.masks[:, :32, :48])
-    losses = model.losses(torch.zeros(2, 3, 64, 96), [_targets([[0, 0, 48, 64]], [0]), small])
+    losses = model.losses(torch.zeros(2, 3, 64, 96), [rectangles([[0, 0, 48, 64]], [0]), small])
     cells = (192, 96, 48, 48)  # of 384
     focal = [(0.25 * count + 0.75 * (384 - count)) / 384 * 0.25 * math.log(2) for count in cells]
     assert losses["class"].item() == pytest.approx(math.log(4))
@@ -103,7 +86,7 @@ def test_losses_of_a_batch_are_means_over_its_masks() -> None:
 def test_the_cost_of_a_match_is_its_losses_with_their_weights() -> None:
     model = _model()
     predictions = Predictions(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.zeros(1, 4, 16, 24))
-    costs = model._costs(predictions, 0, 0, _targets([[0, 0, 48, 64]], [1]), (64, 96))
+    costs = model._costs(predictions, 0, 0, rectangles([[0, 0, 48, 64]], [1]), (64, 96))
     # minus 1/4 for the class, 20 times the focal loss, the dice loss: as in the losses by hand
     expected = -1 / 4 + 20 * 0.5 * 0.25 * math.log(2) + (1 - (2 * 96 + 1) / (192 + 192 + 1))
     torch.testing.assert_close(costs, torch.full((2, 1), expected))
@@ -111,7 +94,7 @@ def test_the_cost_of_a_match_is_its_losses_with_their_weights() -> None:
 
 def test_a_target_smaller_than_a_cell_has_a_share_of_it() -> None:
     model = _model().train()
-    losses = model.losses(torch.randn(1, 3, 64, 96), [_targets([[1, 1, 2, 3]], [0])])
+    losses = model.losses(torch.randn(1, 3, 64, 96), [rectangles([[1, 1, 2, 3]], [0])])
     assert losses["mask"] > 0
     assert all(loss.isfinite() for loss in losses.values())
 
@@ -122,14 +105,14 @@ def test_a_batch_of_two_equals_two_batches_of_one(task: Task) -> None:
     images = torch.randn(2, 3, 64, 96)
     limits = Thresholds(task, merge_score=0.2, overlap=0.0)
     with torch.no_grad():
-        together = model.segments(model(images), _sizes(2), TWO_AND_ONE, limits)
+        together = model.segments(model(images), image_sizes(2), TWO_AND_ONE, limits)
         for image, expected in zip(images, together, strict=True):
-            (alone,) = model.segments(model(image[None]), _sizes(), TWO_AND_ONE, limits)
+            (alone,) = model.segments(model(image[None]), image_sizes(), TWO_AND_ONE, limits)
             assert len(expected) > 0
             np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-4)
 
 
-def test_an_export_keeps_the_predictions_at_other_sizes() -> None:
+def test_an_export_keeps_the_predictions_at_otherimage_sizes() -> None:
     model = _model(**WITH_ENCODER).eval()
     sizes = {"images": {0: Dim("batch", min=1), 2: Dim.AUTO, 3: Dim.AUTO}}
     with torch.no_grad():
@@ -150,24 +133,13 @@ def test_a_config_without_a_network_is_refused(changes: dict[str, Any]) -> None:
 
 def test_overfitting_one_image_finds_its_things_and_its_stuff() -> None:
     torch.manual_seed(0)
-    model = _model(dropout=0.0).train()
-    image = torch.zeros(1, 3, 64, 96)
-    image[:, :, 10:40, 10:40], image[:, :, 20:60, 50:90] = 2.0, -2.0
-    target = _targets([[10, 10, 40, 40], [50, 20, 90, 60], [0, 0, 96, 64]], [0, 1, 2])
+    model = _model(dropout=0.0)
+    image = bright_and_dark()
+    target = rectangles([[10, 10, 40, 40], [50, 20, 90, 60], [0, 0, 96, 64]], [0, 1, 2])
     target.masks[2] = ~target.masks[:2].any(dim=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(150):
-        optimizer.zero_grad()
-        losses = model.losses(image, [target])
-        sum(MaskFormer.loss_weights[name] * loss for name, loss in losses.items()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-    model.eval()
-    for norm in model.modules():  # 150 steps are too few for running statistics
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.train()
+    learn_by_heart(model, image, target, steps=150, learning_rate=2e-3, largest_gradient=5.0)
     with torch.no_grad():
-        (segments,) = model.segments(model(image), _sizes(), TWO_AND_ONE, Thresholds(merge_score=0.5))
+        (segments,) = model.segments(model(image), image_sizes(), TWO_AND_ONE, Thresholds(merge_score=0.5))
     assert sorted(segments.classes.tolist()) == [0, 1, 2]
     for class_, mask in zip(segments.classes.tolist(), segments.masks(), strict=True):
         truth = target.masks[class_].numpy()

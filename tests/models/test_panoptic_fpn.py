@@ -21,6 +21,8 @@ from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig, Predi
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.preprocessing import ImageSize, Targets
 
+from .scenes import bright_and_dark, image_sizes, learn_by_heart, rectangles
+
 # classes 0 and 2 are things 0 and 1; class 1 is stuff 0
 THREE = Categories((Category(1, "cat"), Category(2, "sky", is_thing=False), Category(3, "dog")))
 LOW = Thresholds(proposals_per_level=50, proposals=50, score=0.0, detections=20, merge_score=0.0, stuff_area=0)
@@ -29,27 +31,6 @@ LOW = Thresholds(proposals_per_level=50, proposals=50, score=0.0, detections=20,
 def _model(**changes: object) -> PanopticFPN:
     torch.manual_seed(0)
     return PanopticFPN(replace(PANOPTIC_FPN_TINY, **changes))  # type: ignore[arg-type]
-
-
-def _targets(
-    boxes: list[list[float]], classes: list[int], crowd: list[bool] | None = None, size: tuple[int, int] = (64, 96)
-) -> Targets:
-    """Segments that are rectangles."""
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[int(y1) : int(y2), int(x1) : int(x2)] = True
-    return Targets(
-        image_id=1,
-        size=size,
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        classes=torch.tensor(classes, dtype=torch.int64),
-        masks=masks,
-        is_crowd=torch.tensor(crowd or [False] * len(boxes), dtype=torch.bool),
-    )
-
-
-def _sizes(count: int = 1, input_: tuple[int, int] = (64, 96), original: tuple[int, int] = (64, 96)) -> list[ImageSize]:
-    return [ImageSize(input=input_, original=original)] * count
 
 
 # The network
@@ -139,7 +120,7 @@ def test_panoptic_things_lie_on_stuff_and_the_rest_is_void(monkeypatch: pytest.M
     model = _model().eval()
     predictions = _says(model, _left_sky_right_things(), monkeypatch, SCENE)
     limits = Thresholds(stuff_area=64)
-    (segments,) = model.segments(predictions, _sizes(), THREE, limits)
+    (segments,) = model.segments(predictions, image_sizes(), THREE, limits)
     # the third has 576 pixels, 400 of them taken: more than a half; the fourth is scored below merge_score
     assert segments.classes.tolist() == [2, 0, 1]
     assert [round(score, 6) for score in segments.scores.tolist()[:2]] == [0.9, 0.7]
@@ -161,7 +142,7 @@ def test_each_number_of_the_merge_may_be_changed_for_one_call(monkeypatch: pytes
     predictions = _says(model, _left_sky_right_things(), monkeypatch, SCENE)
 
     def areas(**limits: float) -> list[int]:
-        (segments,) = model.segments(predictions, _sizes(), THREE, Thresholds(**{"stuff_area": 64, **limits}))  # type: ignore[arg-type]
+        (segments,) = model.segments(predictions, image_sizes(), THREE, Thresholds(**{"stuff_area": 64, **limits}))  # type: ignore[arg-type]
         return segments.areas.tolist()
 
     # 176 of the third's pixels are free, and 8 x 4 of them are sky's
@@ -176,7 +157,7 @@ def test_things_that_the_semantic_branch_sees_are_void_where_no_box_is(monkeypat
     model = _model().eval()
     logits = torch.zeros(1, 2, 16, 24)
     logits[:, 1] = 1.0
-    (segments,) = model.segments(_says(model, logits, monkeypatch, []), _sizes(), THREE, Thresholds(stuff_area=0))
+    (segments,) = model.segments(_says(model, logits, monkeypatch, []), image_sizes(), THREE, Thresholds(stuff_area=0))
     assert len(segments) == 0
     assert (segments.panoptic_map() == 0).all()
     assert not segments.overlapping
@@ -185,7 +166,7 @@ def test_things_that_the_semantic_branch_sees_are_void_where_no_box_is(monkeypat
 def test_instances_are_mask_rcnns_with_the_classes_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model().eval()
     predictions = _says(model, _left_sky_right_things(), monkeypatch, SCENE)
-    (segments,) = model.segments(predictions, _sizes(), THREE, Thresholds(task=Task.INSTANCE))
+    (segments,) = model.segments(predictions, image_sizes(), THREE, Thresholds(task=Task.INSTANCE))
     assert segments.classes.tolist() == [2, 0, 0, 0]
     assert segments.areas.tolist() == [400, 400, 576, 400]
     assert segments.overlapping
@@ -195,7 +176,7 @@ def test_instances_are_mask_rcnns_with_the_classes_of_all(monkeypatch: pytest.Mo
 def test_semantic_segments_are_the_branchs_own_and_things_tell_what_its_things_are(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model().eval()
     predictions = _says(model, _left_sky_right_things(), monkeypatch, SCENE)
-    (segments,) = model.segments(predictions, _sizes(), THREE, Thresholds(task=Task.SEMANTIC))
+    (segments,) = model.segments(predictions, image_sizes(), THREE, Thresholds(task=Task.SEMANTIC))
     assert segments.classes.tolist() == [0, 1, 2]
     assert not segments.overlapping
     semantic = segments.semantic_map()
@@ -212,7 +193,7 @@ def test_semantic_segments_of_one_class_are_joined(monkeypatch: pytest.MonkeyPat
     model = _model().eval()
     things = [([60.0, 0, 70, 10], 0.9, 0), ([80.0, 0, 90, 10], 0.7, 0)]
     predictions = _says(model, _left_sky_right_things(), monkeypatch, things)
-    (segments,) = model.segments(predictions, _sizes(), THREE, Thresholds(task=Task.SEMANTIC))
+    (segments,) = model.segments(predictions, image_sizes(), THREE, Thresholds(task=Task.SEMANTIC))
     assert segments.classes.tolist() == [0, 1]
     assert segments.areas.tolist() == [200, 48 * 64]
     np.testing.assert_array_equal(segments.boxes[0], [60, 0, 90, 10])
@@ -223,7 +204,7 @@ def test_the_map_is_that_of_the_original_image_less_the_padding(monkeypatch: pyt
     logits = torch.zeros(1, 2, 16, 24)
     logits[:, 0] = 1.0
     logits[:, :, 10:] = torch.tensor([0.0, 9.0]).reshape(1, 2, 1, 1)  # the padding looks like things
-    sizes = _sizes(input_=(40, 96), original=(80, 192))
+    sizes = image_sizes(input_=(40, 96), original=(80, 192))
     (segments,) = model.segments(_says(model, logits, monkeypatch, [([10.0, 10, 20, 20], 0.9, 0)]), sizes, THREE, Thresholds())
     assert segments.size == (80, 192)
     assert segments.areas[0] == 400  # twice as high, twice as wide
@@ -237,10 +218,10 @@ def test_a_batch_of_two_equals_two_batches_of_one(task: Task) -> None:
     model = _model().eval()
     images = torch.randn(2, 3, 64, 96)
     limits = replace(LOW, task=task)
-    together = model.segments(model(images), _sizes(2), THREE, limits)
+    together = model.segments(model(images), image_sizes(2), THREE, limits)
     assert sum(len(segments) for segments in together) > 1
     for image, expected in zip(images, together, strict=True):
-        (alone,) = model.segments(model(image[None]), _sizes(), THREE, limits)
+        (alone,) = model.segments(model(image[None]), image_sizes(), THREE, limits)
         np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-5)
         np.testing.assert_allclose(alone.boxes, expected.boxes, atol=1e-3 if task is Task.INSTANCE else 1)
         np.testing.assert_array_equal(alone.classes, expected.classes)
@@ -249,15 +230,15 @@ def test_a_batch_of_two_equals_two_batches_of_one(task: Task) -> None:
 def test_the_default_task_is_the_configs() -> None:
     model = _model().eval()
     predictions = model(torch.randn(1, 3, 64, 96))
-    assert not model.segments(predictions, _sizes(), THREE)[0].overlapping
+    assert not model.segments(predictions, image_sizes(), THREE)[0].overlapping
     model.config = replace(model.config, thresholds=replace(LOW, task=Task.INSTANCE))
-    assert model.segments(predictions, _sizes(), THREE)[0].overlapping
+    assert model.segments(predictions, image_sizes(), THREE)[0].overlapping
 
 
 @pytest.mark.parametrize("task", Task)
 def test_an_image_of_one_pixel_works(task: Task) -> None:
     model = _model().eval()
-    sizes = _sizes(input_=(1, 1), original=(1, 1))
+    sizes = image_sizes(input_=(1, 1), original=(1, 1))
     (segments,) = model.segments(model(torch.zeros(1, 3, 32, 32)), sizes, THREE, replace(LOW, task=task))
     assert segments.size == (1, 1)
 
@@ -294,7 +275,7 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
     model = _model().train()
     losses = model.losses(
         torch.randn(2, 3, 64, 96),
-        [_targets([[8, 8, 40, 40], [50, 20, 90, 60], [0, 60, 96, 64]], [0, 2, 1]), _targets([[0, 0, 30, 30]], [2])],
+        [rectangles([[8, 8, 40, 40], [50, 20, 90, 60], [0, 60, 96, 64]], [0, 2, 1]), rectangles([[0, 0, 30, 30]], [2])],
     )
     assert set(losses) == {"rpn_objectness", "rpn_box", "class", "box", "mask", "semantic"}
     torch.stack(list(losses.values())).sum().backward()
@@ -307,10 +288,10 @@ def test_the_weight_of_the_semantic_loss_is_the_papers() -> None:
 
 
 def test_the_semantic_truth_is_painted_from_the_segments() -> None:
-    targets = _targets(
+    targets = rectangles(
         [[0, 0, 4, 2], [4, 0, 8, 2], [0, 2, 4, 4], [4, 2, 6, 4]], [1, 0, 2, 0], [False, False, False, True], (4, 8)
     )
-    truth = _model().semantic_truth([targets, _targets([], [], size=(4, 8))], (5, 9))
+    truth = _model().semantic_truth([targets, rectangles([], [], size=(4, 8))], (5, 9))
     # sky is the first channel, things of both kinds and crowds of them the last; void and padding are -1
     assert truth[0].tolist() == [
         [0, 0, 0, 0, 1, 1, 1, 1, -1],
@@ -329,7 +310,7 @@ def test_the_semantic_loss_by_hand() -> None:
     logits[:, 0] = 2.0
     predictions = replace(model(torch.zeros(1, 3, 64, 96)), semantic_logits=logits)
     # a quarter of the pixels that count is a thing's; the right half of the image is void
-    targets = [_targets([[0, 0, 48, 48], [0, 48, 48, 64]], [1, 0])]
+    targets = [rectangles([[0, 0, 48, 48], [0, 48, 48, 64]], [1, 0])]
     loss = model._semantic_loss(predictions, torch.zeros(1, 3, 64, 96), targets)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)) + 2 / 4, abs=1e-5)
 
@@ -339,13 +320,13 @@ def test_pixels_of_all_images_count_alike() -> None:
     logits = torch.zeros(2, 2, 16, 24)
     logits[:, 0] = 2.0
     predictions = replace(model(torch.zeros(2, 3, 64, 96)), semantic_logits=logits)
-    targets = [_targets([[0, 0, 96, 63]], [1]), _targets([[0, 0, 96, 1]], [0])]  # 63 rows of sky, one of a thing
+    targets = [rectangles([[0, 0, 96, 63]], [1]), rectangles([[0, 0, 96, 1]], [0])]  # 63 rows of sky, one of a thing
     loss = model._semantic_loss(predictions, torch.zeros(2, 3, 64, 96), targets)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)) + 2 / 64, abs=1e-5)
 
 
 def test_instance_losses_see_things_alone() -> None:
-    things = _model()._things(_targets([[8, 8, 40, 40], [0, 0, 96, 8], [50, 20, 90, 60]], [2, 1, 0], [False, False, True]))
+    things = _model()._things(rectangles([[8, 8, 40, 40], [0, 0, 96, 8], [50, 20, 90, 60]], [2, 1, 0], [False, False, True]))
     assert things.classes.tolist() == [1, 0]
     assert things.boxes.tolist() == [[8, 8, 40, 40], [50, 20, 90, 60]]
     assert things.is_crowd.tolist() == [False, True]
@@ -355,9 +336,9 @@ def test_instance_losses_see_things_alone() -> None:
 @pytest.mark.parametrize(
     ("targets", "zero"),
     [
-        (_targets([[0, 0, 96, 64]], [1]), {"rpn_box", "box", "mask"}),  # stuff alone
-        (_targets([], []), {"rpn_box", "box", "mask", "semantic"}),  # void alone
-        (_targets([[8, 8, 40, 40]], [0], [True]), {"rpn_box", "box", "mask"}),  # a crowd alone
+        (rectangles([[0, 0, 96, 64]], [1]), {"rpn_box", "box", "mask"}),  # stuff alone
+        (rectangles([], []), {"rpn_box", "box", "mask", "semantic"}),  # void alone
+        (rectangles([[8, 8, 40, 40]], [0], [True]), {"rpn_box", "box", "mask"}),  # a crowd alone
     ],
     ids=["stuff", "void", "crowd"],
 )
@@ -371,10 +352,9 @@ def test_images_without_a_thing_to_find_train_what_they_can(targets: Targets, ze
 
 
 def test_overfitting_one_image_finds_its_segments() -> None:
-    model = _model().train()
-    image = torch.zeros(1, 3, 64, 96)
-    image[:, :, 10:40, 10:40], image[:, :, 20:60, 50:90] = 2.0, -2.0
-    target = _targets([[10, 10, 40, 40], [50, 20, 90, 60]], [0, 2])
+    model = _model()
+    image = bright_and_dark()
+    target = rectangles([[10, 10, 40, 40], [50, 20, 90, 60]], [0, 2])
     sky = ~target.masks.any(dim=0)
     target = replace(
         target,
@@ -383,19 +363,8 @@ def test_overfitting_one_image_finds_its_segments() -> None:
         masks=torch.cat([target.masks, sky[None]]),
         is_crowd=torch.zeros(3, dtype=torch.bool),
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for step in range(300):
-        torch.manual_seed(step)
-        optimizer.zero_grad()
-        losses = model.losses(image, [target])
-        torch.stack([model.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    model.eval()
-    for norm in model.modules():  # 300 steps are too few for running statistics
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.train()
-    (segments,) = model.segments(model(image), _sizes(), THREE, Thresholds(stuff_area=64))
+    learn_by_heart(model, image, target, steps=300, learning_rate=2e-3, largest_gradient=1.0)
+    (segments,) = model.segments(model(image), image_sizes(), THREE, Thresholds(stuff_area=64))
     assert sorted(segments.classes.tolist()) == [0, 1, 2]
     for segment, class_ in zip(segments, segments.classes.tolist(), strict=True):
         truth, found = target.masks[[0, 2, 1].index(class_)].numpy(), segment.mask.dense()
@@ -490,13 +459,13 @@ def _cuda() -> bool:
 def test_forward_losses_and_segments_on_cuda_equal_the_cpu() -> None:
     model = _model().eval()
     images = torch.randn(2, 3, 64, 96)
-    targets = [_targets([[8, 8, 40, 40], [0, 44, 96, 64]], [0, 1]), _targets([], [])]
+    targets = [rectangles([[8, 8, 40, 40], [0, 44, 96, 64]], [0, 1]), rectangles([], [])]
     expected = model(images).semantic_logits
-    here = {task: model.segments(model(images), _sizes(2), THREE, replace(LOW, task=task)) for task in Task}
+    here = {task: model.segments(model(images), image_sizes(2), THREE, replace(LOW, task=task)) for task in Task}
     model.cuda()
     torch.testing.assert_close(model(images.cuda()).semantic_logits.cpu(), expected, rtol=1e-3, atol=1e-3)
     for task, found in here.items():
-        there = model.segments(model(images.cuda()), _sizes(2), THREE, replace(LOW, task=task))
+        there = model.segments(model(images.cuda()), image_sizes(2), THREE, replace(LOW, task=task))
         np.testing.assert_allclose(there[0].scores, found[0].scores, atol=1e-3)
         assert (there[0].semantic_map() == found[0].semantic_map()).mean() > 0.99
     losses = model.train().losses(images.cuda(), [target.to("cuda") for target in targets])
