@@ -5,11 +5,11 @@
 DATA is the folder of a panoptic set (panoptic_train.json and its PNGs), PHOTOS the folder of its photos, OUT a folder for the
 runs. Each network of `--models` is trained without augmentation on the first training images, their short side `--size` pixels,
 and measured on the same photographs: maps of the original size against the whole truth, every segment of it. With `--least N` a
-second row leaves out those of fewer than N pixels in the network's input, which are then not trained on either: they are void.
+second row is about the larger segments: those of fewer than N pixels in the network's input count as void.
 
 A run that was stopped goes on when the same command is given again; with more `--steps` a finished one goes on, too, and with
 other thresholds it is only measured again. The device follows accelerate: a GPU where there is one. Seconds are those that
-training took in this call. The exit code is 1 where a model's PQ, of its last row, is not above `--wanted`.
+training took in this call. The exit code is 1 where a model's PQ of all segments is not above `--wanted`.
 """
 
 import argparse
@@ -86,11 +86,11 @@ def main() -> int:
         for least in sorted({1, options.least}):
             quality = measure(segmenter, data, options, least)
             whole, things, stuff = (quality[group] for group in ("All", "Things", "Stuff"))
+            reached &= least > 1 or (whole["pq"] or 0.0) > options.wanted
             figures = (whole["pq"], whole["sq"], whole["rq"], things["pq"], stuff["pq"])
             segments = "all" if least == 1 else f"{least} pixels or more"
             row = " | ".join("-" if figure is None else f"{figure:.3f}" for figure in figures)
             lines.append(f"| {name} | {segments} | {row} | {options.steps} | {seconds:.0f} |")
-        reached &= (whole["pq"] or 0.0) > options.wanted
     if is_main_process():
         print("\n" + "\n".join(lines))
     return 0 if reached else 1
@@ -121,12 +121,12 @@ def recipe_of(options: argparse.Namespace, name: str, file: Path) -> Recipe:
         image_dir=str(options.photos),
         model=name,
         task="panoptic",
-        out=str(options.out / f"{name}-{options.images}-{options.size}-{options.least}"),
+        out=str(options.out / f"{name}-{options.images}-{options.size}"),
         short_side=options.size,
         long_side=4 * options.size,
         shrink=True,
         square=options.square,
-        augmentation=Augmentation(min_pixels=options.least),
+        augmentation=Augmentation(),
         backbone_weights=options.backbone_weights or backbone_weights(),
         steps=options.steps,
         batch_size=options.batch_size,
