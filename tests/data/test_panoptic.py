@@ -1,7 +1,10 @@
 """Panoptic files: what is read, what is refused, and what the validator names."""
 
 import json
+import platform
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -295,6 +298,26 @@ def test_a_png_without_three_colours_is_refused(tmp_path, mode):
     Image.new(mode, (3, 2)).save(tmp_path / "a.png")
     with pytest.raises(AnnotationError, match="segment ids need RGB with 8 bits each"):
         read_id_png(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_maps_that_come_and_go_take_no_new_pages(tmp_path):
+    Image.new("RGB", (1000, 1000)).save(tmp_path / "a.png")
+    script = f"""
+import resource
+from pathlib import Path
+from thingstuff.data.id_png import read_id_png
+
+path = Path({str(tmp_path / "a.png")!r})
+pages = []
+for _ in range(10):
+    maps = [read_id_png(path) for _ in range(4)]
+    del maps
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(pages[-1] - pages[-6])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2000  # 4 MB for each of 20 maps are 20,000 pages of 4 KiB
 
 
 def test_another_format_is_refused(tmp_path):

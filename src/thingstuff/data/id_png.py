@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,7 @@ from thingstuff.errors import AnnotationError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 
 LARGEST_ID = 256**3 - 1  # three bytes of colour
+KEPT = 2**25 - 2**16  # bytes, a little below 32 MiB
 HEADER = 33  # bytes of the signature and the first chunk
 GREY, RGB, PALETTE, RGBA = 0, 2, 3, 6  # kinds of PNG, as its header numbers them
 KINDS = {GREY: "grey", RGB: "RGB", PALETTE: "a palette", 4: "grey with alpha", RGBA: "RGBA"}
@@ -29,6 +31,7 @@ def read_id_png(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt32[np.n
     Raises:
         AnnotationError: not there, broken, larger than `max_pixels`, or no PNG with 8 bits for each of red, green and blue.
     """
+    _keep_freed_blocks()
     with _opened(path, max_pixels, COLOURED) as (file, size, kind, _):
         # in a tenth of Pillow's time, though it holds the interpreter meanwhile: threads do not decode side by side
         colours = kornia.decode_image_png_u8(file.read(), size, "rgb" if kind == RGB else "rgba")
@@ -60,6 +63,17 @@ def read_number_png(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Int32[n
                 return np.asarray(image).astype(np.int32)
         decode = kornia.decode_image_png_u8 if bits == 8 else kornia.decode_image_png_u16
         return decode(file.read(), size, "mono")[..., 0].astype(np.int32)
+
+
+@cache
+def _keep_freed_blocks() -> None:
+    """Have maps that come and go use the same memory again.
+
+    glibc gives blocks back to the system as soon as they are freed, and the next map is then made of new pages, which takes as
+    long as decoding it. How large a block must be for that is the size of the largest one freed so far, up to 32 MiB, so one is
+    freed that was never written to. Elsewhere this does nothing.
+    """
+    np.empty(KEPT, np.uint8)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 two id maps -> pixels shared by each pair of segments -> IoU of pairs of one class -> matches, spurious, missed, ignored
 
-Pixels are counted once, over both maps together: on a processor by pieces in which neither map changes, which in photos are dozens
-of times fewer than pixels; on a GPU pixel by pixel, where the maps lie. Nothing is done segment by segment.
+Pixels are counted once, over both maps together: on a processor by pieces in which neither map changes, which in photos are
+dozens of times fewer than pixels; on a GPU pixel by pixel, where the maps lie. Nothing is done segment by segment.
 """
 
 from dataclasses import dataclass
