@@ -293,5 +293,5 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     except (RuntimeError, AssertionError) as error:
         if "out of memory" in str(error):
             raise
-        raise ConfigError(f"device {device} is not available ({error}); there are {', '.join(_devices())}") from error
+        raise ConfigError(f"device {device} is not available ({error}); devices here: {', '.join(_devices())}") from error
     return Segmenter(model, categories, preprocessing, name=str(name_or_path))

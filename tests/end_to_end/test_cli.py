@@ -220,7 +220,7 @@ def test_an_unusable_device_is_named(photos: Path, tiny_model: Path, tmp_path: P
     assert run("predict", photos / "b.png", "--model", tiny_model, "--out", tmp_path / "out", "--device", "meta") == 2
     told = capsys.readouterr().err
     assert "device meta is not available" in told
-    assert "there are cpu" in told
+    assert "devices here: cpu" in told
 
 
 def test_an_output_folder_that_is_a_file_is_named(photos: Path, tiny_model: Path, capsys):

@@ -91,6 +91,7 @@ def test_views_without_room_and_objects_without_pixels_are_refused(
     assert "crop must be at least 32 pixels a side, got 1" in capsys.readouterr().err
     assert main([*words, "--min-pixels", "100000000"]) == 2
     assert "min_pixels is 100000000, but no object covers more than" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()  # where the next try would find a run
 
 
 def test_a_run_does_not_lie_among_the_files_of_a_data_set(shapes: Path) -> None:

@@ -61,8 +61,20 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     data = open_data(recipe, task, start.model_class.trained_as(task))
     training_data = data.training
     segmenter = _build(recipe, start, training_data, task)
+    loader = TrainingLoader(
+        training_data,
+        recipe.augmentation,
+        segmenter.preprocessing,
+        recipe.batch_size,
+        seed=recipe.seed,
+        workers=recipe.workers,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        cache_bytes=recipe.cache_megabytes * 2**20,
+        bit_depth=recipe.bit_depth,
+    )
     folder = recipe.folder
-    if accelerator.is_main_process:
+    if accelerator.is_main_process:  # not before all is checked: the next try would find a run there
         prepare_folder(recipe, resume, training_data)
     accelerator.wait_for_everyone()
 
@@ -77,18 +89,6 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         tqdm.write(f"{folder} has no step of a run to go on from; the run starts at its beginning", file=sys.stderr)
     averaged = Segmenter(average, segmenter.categories, segmenter.preprocessing, name=recipe.model)
 
-    loader = TrainingLoader(
-        training_data,
-        recipe.augmentation,
-        segmenter.preprocessing,
-        recipe.batch_size,
-        seed=recipe.seed,
-        workers=recipe.workers,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        cache_bytes=recipe.cache_megabytes * 2**20,
-        bit_depth=recipe.bit_depth,
-    )
     log = Log(folder, state.step)
     bar = tqdm(total=recipe.steps, initial=state.step, desc="train", disable=not accelerator.is_main_process, dynamic_ncols=True)
     weights = {**segmenter.model.loss_weights, **dict(recipe.loss_weights)}
