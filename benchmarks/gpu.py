@@ -491,12 +491,13 @@ def table(wanted: Sequence[Row], machine: Machine, end: float, patience: float) 
     print("| --- " * len(COLUMNS) + "|", flush=True)
     problems: list[str] = []
     pairs: dict[str, Pair | str] = {}
+    skipped = 0
     for row in wanted:
         cells = [row.family, str(row.batch), row.precision, row.mode, PEERS.get(row.family, "-")]
         start = time.perf_counter()
         limit = min(patience * (COMPILE_LIMIT if row.mode == "compile" else ROW_LIMIT), end - start)
         if limit < 1:
-            print(f"| {' | '.join(cells)} | not run: out of time |" + " |" * (len(COLUMNS) - len(cells) - 1), flush=True)
+            skipped += 1
             continue
         try:
             with limited(limit):
@@ -513,6 +514,8 @@ def table(wanted: Sequence[Row], machine: Machine, end: float, patience: float) 
         problems += [f"{row}, {name}: {text}" for name, text in failures.items()]
         print(f"| {' | '.join([*cells, *_values(row, figures, failures), f'{time.perf_counter() - start:.1f}'])} |", flush=True)
         gc.collect()
+    if skipped:
+        print(f"\n{skipped} of {len(wanted)} rows were not run: out of time.")
     return problems
 
 
