@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from thingstuff.errors import BitDepthWarning, ConfigError, ImageError, PagesWarning
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS, read_image
@@ -281,7 +282,15 @@ def test_of_an_animation_the_first_frame_is_read(format_: str):
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     options = {"lossless": True} if format_ == "WEBP" else {}
     data = encoded(frames[0], format_, save_all=True, append_images=frames[1:], **options)
-    with pytest.warns(PagesWarning, match=r"has 2 pages \(or frames\), of which the first is read; save each as a file"):
+    with pytest.warns(PagesWarning, match=r"has more than one page \(or frame\); the first is read, save each as a file"):
+        assert read_image(data).tolist() == [[RED, RED], [RED, RED]]
+
+
+def test_pages_of_a_stack_are_not_walked_through(monkeypatch: pytest.MonkeyPatch):
+    page = Image.new("RGB", (2, 2), "red")
+    data = encoded(page, "TIFF", save_all=True, append_images=[page] * 20)
+    monkeypatch.setattr(TiffImageFile, "n_frames", property(lambda image: pytest.fail("counts its pages")))
+    with pytest.warns(PagesWarning, match="has more than one page"):
         assert read_image(data).tolist() == [[RED, RED], [RED, RED]]
 
 

@@ -98,10 +98,9 @@ def _read_stream(stream: Any, name: str, max_pixels: int, bit_depth: int | None)
         pixels = _read_deep_colour(image, stream, name, max_pixels, bit_depth)
     else:
         pixels = _read_pillow(image, name, max_pixels, bit_depth)
-    pages = _pages(image)
-    if pages > 1:
+    if _has_more_pages(image):
         warnings.warn(
-            f"{name}: has {pages} pages (or frames), of which the first is read; save each as a file of its own to have them all",
+            f"{name}: has more than one page (or frame); the first is read, save each as a file of its own to have them all",
             PagesWarning,
             stacklevel=2,
         )
@@ -137,14 +136,15 @@ def _opened(stream: Any, name: str) -> ImageFile:
     raise ImageError(f"{name}: not an image that can be read ({'; '.join(reasons) or 'unknown format'})")
 
 
-def _pages(image: Image.Image) -> int:
+def _has_more_pages(image: Image.Image) -> bool:
     """Pages or frames of a file whose first one has been read. The pictures beside a phone's photo (MPO) are none."""
     if image.format == "MPO":
-        return 1
+        return False
     try:
-        return getattr(image, "n_frames", 1)
-    except Exception:  # a broken later page leaves the first one whole
-        return 1
+        image.seek(1)  # to count them is to walk through them all, in every image of a set
+    except Exception:  # there is none, or it is broken, which leaves the first one whole
+        return False
+    return True
 
 
 def _read_pillow(image: Image.Image, name: str, max_pixels: int, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
