@@ -113,3 +113,13 @@ def test_like_the_papers_algorithm_written_as_loops(kernel: str) -> None:
             ratio = factor(ious[i][j]) / max(factor(max(better, default=0.0)), 1e-7)
             expected[j] = min(expected[j], scores[j].item() * ratio)
     torch.testing.assert_close(matrix_nms(masks, scores, classes, kernel), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("filling", [True, False])
+def test_pixels_are_counted_exactly_under_autocast(filling: bool) -> None:
+    masks = torch.zeros(2, 90, 90, dtype=torch.bool)
+    masks[0, :, : 89 if filling else 37], masks[1, :, 1 : 90 if filling else 38] = True, True
+    expected = mask_ious(masks)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mask_ious(masks), expected)
+    assert expected[0, 1] == pytest.approx(88 / 90 if filling else 36 / 38)

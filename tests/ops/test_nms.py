@@ -169,3 +169,13 @@ def test_fast_nms_equals_its_definition(monkeypatch):
     assert set(zip(kept.tolist(), classes.tolist(), strict=True)) == wanted
     assert (found.diff() <= 0).all()
     assert found.tolist() == scores[kept, classes].tolist()
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_score_of_nan_suppresses_nobody_in_fast_nms(classes: int) -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 8.9]])
+    scores = torch.zeros(3, classes)
+    scores[:, 0] = torch.tensor([float("nan"), 0.9, 0.8])
+    kept, _, found = fast_nms(boxes, scores, 0.5, candidates=2, min_score=0.1)
+    assert kept.tolist() == [1]
+    assert found.tolist() == pytest.approx([0.9])

@@ -292,3 +292,11 @@ def test_equal_on_a_gpu(sampling_ratio: int):
     out.square().sum().backward()
     assert on_gpu.grad is not None
     assert_close(on_gpu.grad.cpu(), on_cpu.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("image", [-1.0, 2.0, float("nan")])
+def test_a_roi_of_no_image_is_an_error_and_not_the_next_level(image: float) -> None:
+    levels = [torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 4, 4)]
+    rois = torch.tensor([[image, 0.0, 0.0, 4.0, 4.0]])
+    with pytest.raises(IndexError, match="the batch has 2 images"):
+        multilevel_roi_align(levels, rois, torch.zeros(1, dtype=torch.long), [1.0, 0.5], 2)

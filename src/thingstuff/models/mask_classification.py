@@ -24,7 +24,7 @@ from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.contract import Model, Task
 from thingstuff.models.transformer import demand_heads
 from thingstuff.ops.matching import match_hungarian
-from thingstuff.ops.upsample import SLACK, Step, resize_soft, tiles, upsample_logits
+from thingstuff.ops.upsample import GPU_BYTES, SLACK, Step, resize_soft, tiles, upsample_logits
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.masks import Mask
 from thingstuff.structures.panoptic import tight_boxes
@@ -33,7 +33,6 @@ from thingstuff.structures.segments import Segments
 
 STRIDE = 4  # of the pixel embeddings, and so of the masks
 VOID = -1  # in maps of queries and of segments
-CHUNK = 16  # masks at image size at a time, where they are made on a GPU
 MOST_MASK_SIDE = 4096  # pixels; masks of all queries are held at this size, and a file says which
 
 
@@ -481,7 +480,7 @@ def _nearest_masks_of_many(
 ) -> Iterator[tuple[Mask, float]]:
     """The way of a GPU: enlarged there, some at a time, and brought to the processor together."""
     rows_there, columns_there = (torch.from_numpy(places).to(logits.device) for places in (rows, columns))
-    for some in logits.split(CHUNK):
+    for some in logits.split(max(1, GPU_BYTES // (len(rows) * len(columns)))):
         inside = some > 0
         means = (some.float().sigmoid() * inside).sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) + 1e-6)
         enlarged = inside[:, rows_there[:, None], columns_there].cpu().numpy()

@@ -60,13 +60,14 @@ def mask_ious(
 ) -> Float[Tensor, "masks masks"]:
     """IoU of every pair of masks, 0 for two empty ones; with classes, which must be sorted, 0 for pairs of different ones.
 
-    Pixels are counted in float32, exact up to 2^24 of them.
+    Pixels are counted in float32, exact up to 2^24 of them, under autocast, too.
     """
     sample = masks[:, ::SAMPLE, ::SAMPLE].float()
-    if sample.numel() and functional.max_pool2d(sample, TILE // SAMPLE, ceil_mode=True).mean() > FULL:
-        shared = _shared_by_class(masks, classes)
-    else:
-        shared = _shared_by_tile(masks, classes)
+    with torch.autocast(masks.device.type, enabled=False):
+        if sample.numel() and functional.max_pool2d(sample, TILE // SAMPLE, ceil_mode=True).mean() > FULL:
+            shared = _shared_by_class(masks, classes)
+        else:
+            shared = _shared_by_tile(masks, classes)
     areas = shared.diagonal()
     union = areas[:, None] + areas - shared
     ious = shared / union.clamp(min=1)

@@ -62,6 +62,7 @@ def fast_nms(
 
     Within each class the best `candidates` are compared, all pairs at once; one goes when its IoU with any better one is strictly
     above the threshold. With `cross_class` each box has its best class alone, and boxes compete whatever their class.
+    A score of NaN is none.
     Scores must be above `min_score`. That bound never changes which of the others are kept, since only better ones suppress.
     """
     boxes, scores = _upright(boxes), scores.detach()
@@ -111,7 +112,7 @@ def _fast_nms_of(
     min_score: float,
 ) -> tuple[Int[Tensor, " kept"], Int[Tensor, " kept"], Float[Tensor, " kept"]]:
     """Some classes at once, each with the same number of candidates."""
-    best, order = scores.T.topk(candidates, dim=1)  # classes candidates
+    best, order = _nan_last(scores.T).topk(candidates, dim=1)  # classes candidates
     ious = _ious_within(boxes[order]).triu_(diagonal=1)  # classes better worse
     keep = best > min_score
     if candidates:
@@ -121,7 +122,11 @@ def _fast_nms_of(
 
 
 def _by_score(scores: Tensor) -> Tensor:
-    return scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).sort(descending=True, stable=True).indices
+    return _nan_last(scores).sort(descending=True, stable=True).indices
+
+
+def _nan_last(scores: Tensor) -> Tensor:
+    return scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
 def _upright(boxes: Tensor) -> Tensor:

@@ -76,6 +76,8 @@ def multilevel_roi_align(
     windows = _place(levels, rois, level_of_roi, scales, bins, aligned)
     if torch.compiler.is_compiling() or (sampling_ratio > 0 and rois.device.type != "cpu"):
         return _traceable(levels, windows, bins, sampling_ratio)
+    if rois.device.type == "cpu":  # a GPU would have to be waited for; there such a RoI is NaN, or fails an assertion
+        _check_images(rois, levels[0].shape[0])
     return _MergedSums.apply(windows, bins, sampling_ratio, *levels)
 
 
@@ -140,6 +142,12 @@ def _kernels() -> ModuleType | None:
 
 
 # --- where the RoIs lie ---
+
+
+def _check_images(rois: Tensor, batch: int) -> None:
+    known = (rois[:, 0] > -1) & (rois[:, 0] < batch)
+    if not known.all():
+        raise IndexError(f"a RoI is of image {float(rois[~known][0, 0]):g}, but the batch has {batch} images, counted from 0")
 
 
 @dataclass(frozen=True, eq=False)

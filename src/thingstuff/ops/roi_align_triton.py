@@ -14,6 +14,7 @@ Importing this module needs Triton, which comes with PyTorch's builds for CUDA o
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, no_type_check
@@ -41,7 +42,7 @@ def align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Float[Tensor, "rois channels rows columns"]:
-    """As `multilevel_roi_align`, of levels in `DTYPES`. A RoI of an image that there is not is NaN throughout."""
+    """As `multilevel_roi_align`, of levels in `DTYPES`. A RoI of an image or a level that there is not is NaN throughout."""
     return _Align.apply(rois.detach(), level_of_roi, tuple(scales), bins, max(0, sampling_ratio), aligned, *levels)
 
 
@@ -86,6 +87,7 @@ class _Align(torch.autograd.Function):
         weights = torch.empty(count, rows + columns, dtype=torch.float32, device=like.device)
         spans = torch.empty(count, sum(bins), 2, dtype=torch.int32, device=like.device)
         out = torch.empty((count, like.shape[1], *bins), dtype=like.dtype, device=like.device, memory_format=_memory_format(like))
+        out.fill_(math.nan)  # what a RoI of no level keeps
         ctx.bins, ctx.levels = bins, [(level.shape, level.dtype, _memory_format(level)) for level in levels]
         ctx.save_for_backward(rois, level_of_roi, cells, weights, spans)
         if out.numel() == 0:
