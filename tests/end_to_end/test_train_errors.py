@@ -31,6 +31,15 @@ def _recipe(shapes: Path, out: Path, **changes: object) -> Recipe:
     return replace(start, **(options | changes))  # type: ignore[arg-type]
 
 
+def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
+    return loop._build(recipe, loop._start_of(recipe), data, Task.INSTANCE)
+
+
+def _prepare(recipe: Recipe, resume: bool = False) -> None:
+    data = open_dataset(recipe.data)
+    run_folder.prepare_folder(recipe, resume, data, _build(recipe, data))
+
+
 @pytest.fixture
 def shapes(shapes: Path) -> Path:
     """The annotation file lies beside its images, so that it can be named alone, without a validation split."""
@@ -114,7 +123,7 @@ def test_a_damaged_recipe_is_an_error_with_words(shapes: Path, tmp_path: Path, c
     recipe = _recipe(shapes, tmp_path)
     (tmp_path / "recipe.json").write_bytes(content)
     with pytest.raises(TrainingError, match=r"recipe\.json is damaged"):
-        run_folder.prepare_folder(recipe, True, open_dataset(recipe.data))
+        _prepare(recipe, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"hello", b"PK\x03\x04" + bytes(60), bytes(200)])
@@ -153,17 +162,13 @@ def test_a_file_has_no_splits(shapes: Path, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_moved_data_but_not_with_changed_data(shapes: Path, tmp_path: Path) -> None:
     first = _recipe(shapes, tmp_path / "run")
-    run_folder.prepare_folder(first, False, open_dataset(first.data))
+    _prepare(first)
     moved = shapes / "moved.json"
     moved.write_bytes(Path(first.data).read_bytes())
-    run_folder.prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
+    _prepare(replace(first, data=str(moved)), resume=True)
     moved.write_text(moved.read_text() + "\n")
     with pytest.raises(TrainingError, match=r"moved\.json is not the annotation file .* data_digest"):
-        run_folder.prepare_folder(replace(first, data=str(moved)), True, open_dataset(moved))
-
-
-def _build(recipe: Recipe, data: InstanceDataset) -> Segmenter:
-    return loop._build(recipe, loop._start_of(recipe), data, Task.INSTANCE)
+        _prepare(replace(first, data=str(moved)), resume=True)
 
 
 def test_a_bundled_model_is_a_checkpoint_to_go_on_from_where_the_names_agree(
@@ -213,3 +218,70 @@ def test_resuming_ends_in_the_same_bits_with_workers_and_accumulation(
     train(replace(recipe, out=str(tmp_path / "whole")))
     expected, got = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_run_goes_on_with_its_own_network_where_the_catalog_has_another(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(shapes, tmp_path / "run", steps=2, model="solo-tiny")
+    model_class, config, preprocessing = loop.CATALOG["solo-tiny"]
+    fewer_channels = replace(config, channels=config.channels // 2)  # weights of other shapes
+    other_objects = replace(config, scale_ranges=tuple((low, 2 * high) for low, high in config.scale_ranges))
+    train(recipe)
+    train(replace(recipe, steps=4, out=str(tmp_path / "whole")))
+    state, written = ((tmp_path / "run" / name).read_bytes() for name in ("state.pt", "recipe.json"))
+    for changed in (fewer_channels, other_objects):
+        (tmp_path / "run" / "state.pt").write_bytes(state)
+        (tmp_path / "run" / "recipe.json").write_bytes(written)
+        monkeypatch.setitem(loop.CATALOG, "solo-tiny", (model_class, changed, replace(preprocessing, short_side=64)))
+        train(replace(recipe, steps=4), resume=True)
+        got, whole = (thingstuff.load(tmp_path / name / "last.safetensors") for name in ("run", "whole"))
+        assert (got.model.config, got.preprocessing) == (whole.model.config, whole.preprocessing)
+        assert got.model.config.scale_ranges == config.scale_ranges
+
+
+def test_a_run_that_stopped_before_its_first_save_starts_with_the_network_of_today(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(shapes, tmp_path / "run", model="solo-tiny")
+    _prepare(recipe)
+    model_class, config, preprocessing = loop.CATALOG["solo-tiny"]
+    monkeypatch.setitem(loop.CATALOG, "solo-tiny", (model_class, replace(config, channels=config.channels // 2), preprocessing))
+    train(recipe, resume=True)
+    assert thingstuff.load(tmp_path / "run" / "last.safetensors").model.config.channels == config.channels // 2
+    train(replace(recipe, steps=2), resume=True)  # which is now the run's own
+
+
+def test_a_run_from_before_folders_held_the_network_goes_on_with_the_catalogs(shapes: Path, tmp_path: Path) -> None:
+    recipe = _recipe(shapes, tmp_path / "run")
+    train(recipe)
+    content = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    kept = content.pop("network")
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(content))
+    train(replace(recipe, steps=2), resume=True)
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["network"] == kept
+
+
+@pytest.mark.parametrize(
+    "network",
+    [[], {}, {"architecture": "yolact-3"}, {"architecture": "mask-rcnn", "config": {"colour": 1}, "preprocessing": {}}],
+)
+def test_a_network_that_this_version_does_not_know_is_an_error_with_words(shapes: Path, tmp_path: Path, network: object) -> None:
+    recipe = _recipe(shapes, tmp_path / "run")
+    train(recipe)
+    content = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(content | {"network": network}))
+    with pytest.raises(TrainingError, match=r"recipe\.json holds a network that this version of thingstuff can't build"):
+        train(replace(recipe, steps=2), resume=True)
+
+
+def test_a_number_within_the_augmentation_that_is_younger_than_the_run_has_its_default(shapes: Path, tmp_path: Path) -> None:
+    recipe = _recipe(shapes, tmp_path / "run")
+    _prepare(recipe)
+    content = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert content["augmentation"].pop("copy_paste") == 0.0
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(content))
+    pasted = replace(recipe, augmentation=replace(recipe.augmentation, copy_paste=0.5))
+    with pytest.raises(TrainingError, match=r"with another recipe: augmentation\.copy_paste was 0\.0, is 0\.5; repeat"):
+        _prepare(pasted, resume=True)
+    _prepare(recipe, resume=True)

@@ -86,13 +86,13 @@ def save(
     Raises:
         CheckpointError: the architecture has no name here, or a weight does not fit into 16 bits.
     """
-    names = [name for name, (kind, _) in ARCHITECTURES.items() if type(model) is kind]
-    if not names:
+    architecture = architecture_of(model)
+    if architecture is None:
         raise CheckpointError(f"{path}: {type(model).__name__} is no architecture that a weights file can name")
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,
-        "architecture": names[0],
+        "architecture": architecture,
         "config": json.dumps(to_plain(model.config), allow_nan=False),
         "categories": json.dumps(to_plain(categories)),
         "preprocessing": json.dumps(to_plain(preprocessing), allow_nan=False),
@@ -115,6 +115,11 @@ def save(
     except BaseException:
         Path(unfinished).unlink(missing_ok=True)
         raise
+
+
+def architecture_of(model: Model) -> str | None:
+    """The name of its kind in `ARCHITECTURES`."""
+    return next((name for name, (kind, _) in ARCHITECTURES.items() if type(model) is kind), None)
 
 
 def is_own_format(path: str | Path) -> bool:

@@ -33,7 +33,16 @@ from thingstuff.segmenter import Segmenter, bundled_models, load
 from thingstuff.structures.preprocessing import Preprocessing, Targets
 from thingstuff.training.data import choose_task, open_data
 from thingstuff.training.recipe import Recipe
-from thingstuff.training.run_folder import Log, State, prepare_folder, read_validation, resume_state, save_state, write_whole
+from thingstuff.training.run_folder import (
+    Log,
+    State,
+    begun_network,
+    prepare_folder,
+    read_validation,
+    resume_state,
+    save_state,
+    write_whole,
+)
 from thingstuff.training.validation import JUDGES, in_words
 
 # learned queries and positions: Mask2Former's and MaskFormer's, and those of timm's transformers
@@ -56,7 +65,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     """
     accelerator = Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
     torch.manual_seed(recipe.seed)
-    start = _start_of(recipe)
+    start = (_begun(recipe) if resume else None) or _start_of(recipe)
     task = choose_task(recipe, start.model_class.tasks, start.task)
     data = open_data(recipe, task, start.model_class.trained_as(task))
     training_data = data.training
@@ -75,7 +84,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     )
     folder = recipe.folder
     if accelerator.is_main_process:  # not before all is checked: the next try would find a run there
-        prepare_folder(recipe, resume, training_data)
+        prepare_folder(recipe, resume, training_data, segmenter)
     accelerator.wait_for_everyone()
 
     losses = _Losses(segmenter.model)
@@ -167,13 +176,23 @@ class _Losses(nn.Module):
 
 @dataclass(frozen=True)
 class _Start:
-    """What a run starts from: an entry of the catalog, or a checkpoint."""
+    """What a run starts from: an entry of the catalog, a checkpoint, or what it began with before it was stopped."""
 
     model_class: type[Model]
     task: Task  # what it gives unless asked for something else
     config: Any
     preprocessing: Preprocessing
     checkpoint: Segmenter | None
+    is_begun: bool = False  # config and preprocessing are the run's already, and its state has the weights
+
+
+def _begun(recipe: Recipe) -> _Start | None:
+    """The network of the run that the folder holds, whatever the recipe's name for it means by now."""
+    network = begun_network(recipe.folder)
+    if network is None:
+        return None
+    task = own_task(network.model_class, network.config)
+    return _Start(network.model_class, task, network.config, network.preprocessing, None, is_begun=True)
 
 
 def _start_of(recipe: Recipe) -> _Start:
@@ -188,8 +207,13 @@ def _start_of(recipe: Recipe) -> _Start:
 
 
 def _build(recipe: Recipe, start: _Start, data: InstanceDataset, task: Task) -> Segmenter:
-    """A new model with the data's classes, or a checkpoint that has the same categories; it gives the task unasked."""
+    """A new model with the data's classes, or a checkpoint that has the same categories; it gives the task unasked.
+
+    That of a run begun is new, too, until its state is read.
+    """
     segmenter, config = start.checkpoint, start.config
+    if start.is_begun:
+        return Segmenter(start.model_class(config), data.categories, start.preprocessing, name=recipe.model)
     if segmenter is None:
         if config.backbone.frozen_norms and not recipe.backbone_weights:
             # timm starts the last norm of each block at zero; frozen there, the block would never learn

@@ -1,4 +1,8 @@
-"""The folder of a run: `recipe.json`, `state.pt` to resume from, `log.csv`, `log.jsonl` and `validation.json`."""
+"""The folder of a run: `recipe.json`, `state.pt` to resume from, `log.csv`, `log.jsonl` and `validation.json`.
+
+`recipe.json` also holds the network, since its name in the recipe means another one where the catalog, or the checkpoint of that
+path, has changed since the run began.
+"""
 
 import csv
 import hashlib
@@ -13,10 +17,17 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from thingstuff.checkpoints.files import ARCHITECTURES, architecture_of
+from thingstuff.checkpoints.plain import from_plain, to_plain
 from thingstuff.data.folders import has_instances, has_panoptic, splits_of
 from thingstuff.data.records import InstanceDataset
-from thingstuff.errors import TrainingError
+from thingstuff.errors import CheckpointError, ConfigError, TrainingError
+from thingstuff.models.contract import Model
+from thingstuff.segmenter import Segmenter
+from thingstuff.structures.preprocessing import Preprocessing
 from thingstuff.training.recipe import Recipe
+
+STATE_FILE = "state.pt"
 
 
 @dataclass
@@ -28,7 +39,47 @@ class State:
     best_step: int = -1
 
 
-def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
+@dataclass(frozen=True)
+class Network:
+    """What a run trains, less the weights and the categories."""
+
+    model_class: type[Model]
+    config: Any
+    preprocessing: Preprocessing
+
+
+def begun_network(folder: Path) -> Network | None:
+    """That of the run in this folder; None where it has made no step, or began before folders held it.
+
+    Raises:
+        TrainingError: the file is damaged, or was written by a later version.
+    """
+    path = folder / "recipe.json"
+    if not path.exists() or not (folder / STATE_FILE).exists():
+        return None
+    stored = _read_recipe(path).get("network")
+    if stored is None:
+        return None
+    try:
+        model_class, config_class = ARCHITECTURES[stored["architecture"]]
+        return Network(
+            model_class,
+            from_plain(config_class, stored["config"], "config"),
+            from_plain(Preprocessing, stored["preprocessing"], "preprocessing"),
+        )
+    except (KeyError, TypeError, CheckpointError, ConfigError) as error:
+        raise TrainingError(
+            f"{path} holds a network that this version of thingstuff can't build ({error}); "
+            "go on with the version that began the run, or choose another folder"
+        ) from error
+
+
+def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset, segmenter: Segmenter) -> None:
+    """Make the folder, or see that it holds this very run; then write the recipe into it.
+
+    Raises:
+        TrainingError: it holds another run, or a data set, or can't be written.
+    """
     folder = recipe.folder
     written = folder / "recipe.json"
     content = _content(recipe)
@@ -37,14 +88,15 @@ def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
     if written.exists():
         if not resume:
             raise TrainingError(f"{folder} already holds a run; pass --resume to go on with it, or choose another folder")
-        # a number that is younger than the run has as its default what was done before there was one
-        before = _content(Recipe("", "", "")) | _read_recipe(written)
+        # a field that is younger than the run is not in its file and has its default, within augmentation, too
+        before = _flat(_content(Recipe("", "", ""))) | _flat(_read_recipe(written))
         if before.get("data_digest", content.get("data_digest")) != content.get("data_digest"):
             raise TrainingError(
                 f"{data.source} is not the annotation file that {folder} was started with: data_digest (sha256) was "
                 f"{before['data_digest']}, is {content.get('data_digest')}; bring that file back, or choose another folder"
             )
-        differing = sorted(key for key in before.keys() | content.keys() if before.get(key) != content.get(key))
+        now = _flat(content)
+        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         free = {
             "steps",
             "workers",
@@ -60,15 +112,33 @@ def prepare_folder(recipe: Recipe, resume: bool, data: InstanceDataset) -> None:
             "validation_image_dir",
         }
         if wrong := [key for key in differing if key not in free]:
-            told = ", ".join(f"{key} was {before.get(key)!r}, is {content.get(key)!r}" for key in wrong)
+            told = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in wrong)
             raise TrainingError(f"{folder} holds a run with another recipe: {told}; repeat its command, or choose another folder")
     elif folder.is_dir() and (has_instances(folder) or has_panoptic(folder) or splits_of(folder)):
         raise TrainingError(f"{folder} holds a data set, and a run would lie among its files; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(written, json.dumps(content, indent=1))
+        write_whole(written, json.dumps(content | {"network": _network(segmenter)}, indent=1))
     except OSError as error:
         raise TrainingError(f"{folder} can't be the folder of a run: {error}; choose another folder") from error
+
+
+def _network(segmenter: Segmenter) -> dict[str, Any]:
+    """As `begun_network` reads it."""
+    return {
+        "architecture": architecture_of(segmenter.model),
+        "config": to_plain(segmenter.model.config),
+        "preprocessing": to_plain(segmenter.preprocessing),
+    }
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe whose fields within fields are named after both, less its network: a run goes on with that whatever it is."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if key != "network":
+            flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _content(recipe: Recipe) -> dict[str, Any]:
@@ -122,13 +192,13 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
     }
-    partial = folder / "state.pt.partial"
+    partial = folder / (STATE_FILE + ".partial")
     torch.save(content, partial)
-    os.replace(partial, folder / "state.pt")
+    os.replace(partial, folder / STATE_FILE)
 
 
 def resume_state(folder: Path, accelerator: Accelerator, model: nn.Module, average: nn.Module, optimizer: Any) -> State:
-    path = folder / "state.pt"
+    path = folder / STATE_FILE
     if not path.exists():
         return State()
     try:
