@@ -1,5 +1,11 @@
 """What can go wrong at the door: files, user arguments, configs. Each message says what, where, and what to do."""
 
+import sys
+import warnings
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
+
 
 class ThingstuffError(Exception):
     """Parent of every error that thingstuff raises on purpose; the command prints its text without a traceback."""
@@ -47,3 +53,13 @@ class BitDepthWarning(ImageWarning):
 
 class PagesWarning(ImageWarning):
     """Of a file of several pages or frames the first was read."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the program that called the package, however deep inside the reason was found."""
+    frame, level, callers = sys._getframe(1), 2, 2
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            callers = level + 1
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=callers)

@@ -246,7 +246,7 @@ def test_predict_tells_of_images_of_fewer_bits_and_of_several_pages(photos: Path
     assert "so it is read as 12-bit data" in told
     assert "--bit-depth" in told
     assert told.count("bit data") == 10  # the others have a line together
-    assert told.count("the same holds of other images, which are not named") == 1
+    assert told.count("more images have a warning of this kind, each with numbers of its own; they are not named") == 1
     assert told.count("stack.tif: has more than one page (or frame); the first is read") == 1
     first, plain = (json.loads((tmp_path / "out" / f"{stem}.json").read_text())["segments"] for stem in ("deep-00", "8-bit"))
     assert first == plain

@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -161,7 +163,7 @@ def test_data_of_fewer_bits_in_16_bit_samples_is_read_by_its_largest(largest: in
     deep = np.array([[0, largest]], np.uint16)
     colour = np.array([[[0, 0, 0], [0, largest, 0]]], np.uint16)
     message = f"no 16-bit sample exceeds {largest}, so it is read as {bits}-bit data"
-    for source in (deep, torch.from_numpy(deep), *(encoded(Image.fromarray(deep), f) for f in ("PNG", "TIFF", "PPM"))):
+    for source in (deep, torch.from_numpy(deep), *(encoded(Image.fromarray(deep), f) for f in ("PNG", "TIFF"))):
         with pytest.warns(BitDepthWarning, match=message):
             assert read_image(source).tolist() == [[BLACK, [white] * 3]]
     for source in (
@@ -219,7 +221,38 @@ def test_a_largest_sample_that_ends_no_range_or_is_not_true_is_left_aside():
 
 def test_a_dim_ppm_is_read_by_the_range_that_it_states():
     # 255 of 4095 is 15 of 255, whatever the largest sample is
-    assert read_image(b"P5 2 1 4095\n" + struct.pack(">2H", 0, 255)).tolist() == [[BLACK, [15] * 3]]
+    dim = b"P5 2 1 4095\n" + struct.pack(">2H", 0, 255)
+    assert read_image(dim).tolist() == read_image(dim, bit_depth=12).tolist() == [[BLACK, [15] * 3]]
+    with pytest.raises(ImageError, match="says that its samples have 12 bits, the bit depth asked for is 16; give 12 for this"):
+        read_image(dim, bit_depth=16)
+
+
+def test_a_ppm_whose_maximum_is_65535_has_16_bits_however_dim_it_is():
+    samples = struct.pack(">3H", 0, 1023, 4095)  # 1023 / 256 is 3, 4095 / 256 is 15
+    for dim in (b"P5 3 1 65535\n" + samples, b"P2 3 1 65535\n0 1023 4095\n"):
+        assert read_image(dim).tolist() == [[BLACK, [3] * 3, [15] * 3]]
+        assert read_image(dim, bit_depth=12).tolist() == [[BLACK, [63] * 3, WHITE]]  # what is said counts more
+
+
+def test_alpha_of_16_bit_arrays_does_not_change_their_colours():
+    for opaque in (4095, 65535):  # of as many bits as the colours, or of all
+        deep = np.array([[[0, 1000, 4095, opaque]]], np.uint16)
+        with pytest.warns(BitDepthWarning, match="exceeds 4095, so it is read as 12-bit data"):
+            assert read_image(deep).tolist() == [[[0, 62, 255]]]  # 1000 / 16
+        assert read_image(deep, bit_depth=12).tolist() == [[[0, 62, 255]]]
+        black = np.array([[[0, 0, 0, opaque], [0, 0, 0, 0]]], np.uint16)
+        assert read_image(black).tolist() == [[BLACK, WHITE]]
+    half = np.array([[[0, 0, 4095, 2048], [0, 0, 0, 4095]]], np.uint16)
+    assert read_image(half, bit_depth=12).tolist() == [[[127, 127, 255], BLACK]]  # 2048 is 128 of 255
+
+
+def test_a_warning_points_at_the_line_that_asked_for_the_image(tmp_path: Path):
+    script = tmp_path / "scan.py"
+    script.write_text(
+        "import numpy as np\nfrom thingstuff.structures.images import read_image\nread_image(np.array([[9]], np.uint16))\n"
+    )
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stderr
+    assert "scan.py:3: BitDepthWarning: array uint16 (1, 1): no 16-bit sample exceeds 9" in told
 
 
 def test_deep_colours_are_turned_upright_and_compressed_ones_read():
@@ -235,7 +268,10 @@ def test_a_12_bit_tiff_drops_4_bits():
     entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
     tiff = b"II*\0" + struct.pack("<I", 12) + bytes([0xAB, 0xC1, 0x23, 0]) + directory + bytes(4)
-    assert read_image(tiff).tolist() == [[[0xAB] * 3, [0x12] * 3]]
+    assert read_image(tiff).tolist() == read_image(tiff, bit_depth=12).tolist() == [[[0xAB] * 3, [0x12] * 3]]
+    assert read_image(tiff, bit_depth=16).tolist() == [[[0x0A] * 3, [0x01] * 3]]  # 8, of 16
+    with pytest.raises(ImageError, match="samples up to 2748, more than the 1023 of 10 bits"):
+        read_image(tiff, bit_depth=10)
 
 
 def test_32_bit_integers_are_refused_and_floats_must_lie_in_0_to_1():

@@ -86,7 +86,7 @@ class _Complaints:
         if issubclass(category, ImageWarning):
             self._images[category] += 1
             if self._images[category] == IMAGES_NAMED + 1:
-                text = "the same holds of other images, which are not named"
+                text = "more images have a warning of this kind, each with numbers of its own; they are not named"
             elif self._images[category] > IMAGES_NAMED:
                 return
         tqdm.write(f"thingstuff: warning: {text}", file=sys.stderr)  # above the bar, where there is one

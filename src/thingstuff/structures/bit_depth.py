@@ -5,14 +5,15 @@ file says, and what the largest sample needs. The last is a guess and comes with
 """
 
 import sys
-import warnings
+from dataclasses import dataclass
 
 from PIL.Image import Image
 from PIL.ImageFile import ImageFile
 
-from thingstuff.errors import BitDepthWarning, ConfigError, ImageError
+from thingstuff.errors import BitDepthWarning, ConfigError, ImageError, warn
 
 USUAL_DEPTHS = (8, 10, 12, 14)  # 8: bytes that a program has widened
+_TIFF_BITS_PER_SAMPLE = 258
 _TIFF_MAXIMUM_TAGS = (281, 341)  # MaxSampleValue, SMaxSampleValue
 _ENDS_OF_RANGES = tuple(2**bits - 1 for bits in range(8, 17))
 _PPM_FULL_RANGE = 65535
@@ -25,32 +26,66 @@ def check_bit_depth(bit_depth: int | None) -> None:
         raise ConfigError(f"bit_depth says how many bits of 16-bit samples are in use, from 8 to 16; got {bit_depth}")
 
 
-def stated_bits(image: Image) -> int | None:
+@dataclass(frozen=True)
+class Stated:
+    """What a file says of its 16-bit samples."""
+
+    bits: int  # in use
+    is_scaled: bool = False  # Pillow has scaled them to all 16
+
+
+def is_deep_grey(image: Image, format_: str | None) -> bool:
+    """Whether it is grey of 16 bits, which Pillow widens to 32 for some formats."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and format_ in ("PNG", "PPM"))
+
+
+def stated(image: Image) -> Stated | None:
     """Bits in use by the file's own word, read before it is decoded.
 
-    TIFF's MaxSampleValue counts where it is the end of a range, such as 4095; programs also write an image's own maximum there.
-    PNG's sBIT doesn't count: by its definition samples fill all 16 bits whatever it says.
+    A TIFF may pack fewer than 16. Its MaxSampleValue counts where it is the end of a range, such as 4095; programs also write an
+    image's own maximum there. The maximum of a PPM or PGM is its range. PNG's sBIT doesn't count: by its definition samples fill
+    all 16 bits whatever it says.
     """
+    bits = _tag(image, _TIFF_BITS_PER_SAMPLE)
+    if isinstance(bits, tuple) and bits and 8 <= bits[0] < 16:
+        return Stated(int(bits[0]))
     for tag in _TIFF_MAXIMUM_TAGS:
-        try:
-            value = getattr(image, "tag_v2", {}).get(tag)
-        except Exception:  # a broken tag says nothing
-            continue
+        value = _tag(image, tag)
         largest = max(value, default=0) if isinstance(value, tuple) else value
         if isinstance(largest, int | float) and largest in _ENDS_OF_RANGES:
-            return int(largest).bit_length()
-    for _, _, _, arguments in getattr(image, "tile", ()) if image.format == "PPM" else ():
-        if isinstance(arguments, tuple) and arguments[1] != _PPM_FULL_RANGE:
-            return 16  # Pillow has scaled the file's own range to the full one
+            return Stated(int(largest).bit_length())
+    if image.format == "PPM" and image.mode == "I":
+        [(_, _, _, arguments)] = image.tile  # type: ignore[attr-defined]
+        maximum = arguments[1] if isinstance(arguments, tuple) else _PPM_FULL_RANGE
+        return Stated(maximum.bit_length(), is_scaled=maximum != _PPM_FULL_RANGE)
     return None
 
 
-def bits_in_use(largest: int, stated: int | None, bit_depth: int | None, name: str) -> int:
-    """Bits of an image whose largest sample this is: `bit_depth` where it is given, else as stated, else the fewest usual ones.
+def _tag(image: Image, tag: int) -> object:
+    try:
+        return getattr(image, "tag_v2", {}).get(tag)
+    except Exception:  # a broken tag says nothing
+        return None
+
+
+def bits_needed(largest: int) -> int:
+    """The fewest usual bits that hold a sample."""
+    return next((bits for bits in USUAL_DEPTHS if largest < 2**bits), 16)
+
+
+def bits_in_use(largest: int, told: Stated | None, bit_depth: int | None, name: str) -> int:
+    """Bits of an image whose largest sample this is: `bit_depth` where it is given, else as the file has told, else those needed.
 
     Raises:
-        ImageError: a sample needs more bits than `bit_depth`.
+        ImageError: a sample needs more bits than `bit_depth`, or the file has been scaled by another depth.
     """
+    if told is not None and told.is_scaled:
+        if bit_depth not in (None, told.bits):
+            raise ImageError(
+                f"{name}: says that its samples have {told.bits} bits, the bit depth asked for is {bit_depth}; "
+                f"give {told.bits} for this file, or leave it out"
+            )
+        return 16
     if bit_depth is not None:
         if largest >= 2**bit_depth:
             raise ImageError(
@@ -58,17 +93,14 @@ def bits_in_use(largest: int, stated: int | None, bit_depth: int | None, name: s
                 "give the bit depth that the images have, or leave it out"
             )
         return bit_depth
-    if stated is not None and largest < 2**stated:
-        return stated
-    if largest == 0:  # black at any depth
-        return 16
-    bits = next((bits for bits in USUAL_DEPTHS if largest < 2**bits), 16)
-    if bits < 16:
-        warnings.warn(
+    if told is not None and largest < 2**told.bits:
+        return told.bits
+    bits = bits_needed(largest)
+    if largest > 0 and bits < 16:  # black is black at any depth
+        warn(
             f"{name}: no 16-bit sample exceeds {largest}, so it is read as {bits}-bit data; if that is wrong, as for a dim image "
             "of all 16 bits or a dark one of a series, give the depth (--bit-depth, in Python bit_depth)",
             BitDepthWarning,
-            stacklevel=2,
         )
     return bits
 

@@ -8,7 +8,6 @@ What follows, to a network's input, is in preprocessing.py.
 import io
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +20,16 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from thingstuff.errors import ImageError, PagesWarning
+from thingstuff.errors import ImageError, PagesWarning, warn
 from thingstuff.structures.bit_depth import (
     USUAL_DEPTHS,
     bits_in_use,
+    bits_needed,
     check_bit_depth,
     decode_lower_bytes,
     is_deep_colour,
-    stated_bits,
+    is_deep_grey,
+    stated,
 )
 
 DEFAULT_MAX_PIXELS = 200_000_000  # about 14,000 x 14,000; a decoded image takes 3 bytes a pixel
@@ -53,7 +54,7 @@ def read_image(
     - EXIF orientation is applied. Of a file of several pages, or an animation, the first is read, with a PagesWarning.
     - 16-bit samples, uint16 arrays too, become 8 bits by dropping lower ones: 8 of the full range, 4 of 12-bit data. The depth is
       `bit_depth` where it is given, else what the file states, else what the largest sample needs: up to 255, 1023, 4095 or 16383
-      is read as 8, 10, 12 or 14 bits, with a BitDepthWarning. 16-bit samples with transparency are of the full range.
+      is read as 8, 10, 12 or 14 bits, with a BitDepthWarning. 16-bit files with transparency are of the full range.
     - Floats must lie in 0..1 (within 0.0001) and become round(255 x).
     - Transparency is composited on white, since the colour hidden under it is arbitrary.
 
@@ -99,10 +100,9 @@ def _read_stream(stream: Any, name: str, max_pixels: int, bit_depth: int | None)
     else:
         pixels = _read_pillow(image, name, max_pixels, bit_depth)
     if _has_more_pages(image):
-        warnings.warn(
+        warn(
             f"{name}: has more than one page (or frame); the first is read, save each as a file of its own to have them all",
             PagesWarning,
-            stacklevel=2,
         )
     return pixels
 
@@ -156,14 +156,13 @@ def _read_pillow(image: Image.Image, name: str, max_pixels: int, bit_depth: int 
             f"{name}: {width:,} x {height:,} = {width * height:,} pixels is over the limit of {max_pixels:,}; "
             "raise the limit (--max-pixels, in Python max_pixels) if the file can be trusted and memory allows 3 bytes a pixel"
         )
-    stated = stated_bits(image)
+    told = stated(image)
     with _damage_named(name):
         with _PILLOW_LIMIT.lifted_for(width * height):
             image.load()
         upright = _upright(image)
-        packed = _packed_bits(image)
         largest = _largest_sample(upright, image.format)
-    depth = packed or (8 if largest is None else bits_in_use(largest, stated, bit_depth, name))
+    depth = 8 if largest is None else bits_in_use(largest, told, bit_depth, name)
     with _damage_named(name):
         pixels = np.empty((upright.height, upright.width, 3), np.uint8)
         for top, strip in _strips(upright):
@@ -175,17 +174,17 @@ def _read_deep_colour(
     image: ImageFile, stream: Any, name: str, max_pixels: int, bit_depth: int | None
 ) -> UInt8[np.ndarray, "height width 3"]:
     """RGB of 16-bit samples. The lower 8 bits are decoded where some of them are wanted, which is in data of fewer bits."""
-    stated = stated_bits(image)
+    told = stated(image)
     upper = _read_pillow(image, name, max_pixels, None)
     highest = upper.max()
-    if bit_depth is None and stated is None and highest >= 2 ** (USUAL_DEPTHS[-1] - 8):
+    if bit_depth is None and told is None and highest >= 2 ** (USUAL_DEPTHS[-1] - 8):
         return upper
     stream.seek(0)
     again = _opened(stream, name)
     decode_lower_bytes(again)
     lower = _read_pillow(again, name, max_pixels, None)
     largest = int(highest) << 8 | int(lower[upper == highest].max())
-    depth = bits_in_use(largest, stated, bit_depth, name)
+    depth = bits_in_use(largest, told, bit_depth, name)
     lower >>= np.uint8(depth - 8)
     upper <<= np.uint8(16 - depth)  # what is shifted out is 0: no sample has more bits
     return upper | lower
@@ -240,7 +239,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
-_TIFF_BITS_PER_SAMPLE = 258
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -253,12 +251,6 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _packed_bits(image: Image.Image) -> int | None:
-    """Bits that a TIFF packs into fewer than 16 a sample; Pillow keeps their value."""
-    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE)
-    return int(bits[0]) if isinstance(bits, tuple) and 8 <= bits[0] < 16 else None
-
-
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """The image in parts that are small enough to be converted, from the top, each with its first row's place."""
     rows = max(1, _STRIP_PIXELS // image.width)
@@ -267,13 +259,9 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
 
 
-def _is_deep_grey(image: Image.Image, format_: str | None) -> bool:
-    return image.mode.startswith("I;16") or (image.mode == "I" and format_ in ("PNG", "PPM"))  # 16 bits that Pillow widens to 32
-
-
 def _largest_sample(image: Image.Image, format_: str | None) -> int | None:
     """Of a grey image of 16 bits; None for others."""
-    if not _is_deep_grey(image, format_):
+    if not is_deep_grey(image, format_):
         return None
     return max(int(np.asarray(strip).max()) for _, strip in _strips(image))
 
@@ -281,7 +269,7 @@ def _largest_sample(image: Image.Image, format_: str | None) -> int | None:
 def _strip_samples(image: Image.Image, format_: str | None, depth: int, name: str) -> UInt8[np.ndarray, "height width *channels"]:
     """8-bit grey, or RGB with a third axis."""
     mode = image.mode
-    if _is_deep_grey(image, format_):
+    if is_deep_grey(image, format_):
         return (np.asarray(image) >> (depth - 8)).astype(np.uint8)
     if mode == "I":
         raise ImageError(f"{name}: 32-bit integer samples have no agreed range; convert the file to 8 or 16 bits a sample")
@@ -320,8 +308,14 @@ def _to_uint8(values: np.ndarray, name: str, bit_depth: int | None = None) -> np
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype == np.uint16:
-        depth = bits_in_use(int(values.max()), None, bit_depth, name)
-        return (values >> (depth - 8)).astype(np.uint8)
+        has_alpha = values.ndim == 3 and values.shape[2] == 4
+        colours = values[..., :3] if has_alpha else values
+        depth = bits_in_use(int(colours.max()), None, bit_depth, name)
+        samples = (values >> (depth - 8)).astype(np.uint8)
+        if has_alpha:  # of as many bits, or of more where it needs them
+            alpha = values[..., 3]
+            samples[..., 3] = alpha >> (max(depth, bits_needed(int(alpha.max()))) - 8)
+        return samples
     if not np.issubdtype(values.dtype, np.floating):
         raise ImageError(
             f"{name}: samples must be uint8, uint16, bool or float 0..1; convert with .astype('uint8') if they are 0..255"
