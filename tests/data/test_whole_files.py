@@ -1,4 +1,6 @@
 import io
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,62 @@ def test_a_compressed_and_a_tiled_tiff_are_told_by_what_they_point_to(tmp_path: 
     assert ends_as_it_should(
         written(tmp_path / "b.tif", "TIFF", compression="tiff_deflate", tiffinfo={278: 7})
     )  # strips of 7 rows
+
+
+def test_a_gif_cut_behind_any_byte_is_named_also_where_the_byte_ends_gifs(tmp_path: Path):
+    path = written(tmp_path / "a.gif", "GIF")
+    content = path.read_bytes()
+    ends = [place for place, byte in enumerate(content[:-1], start=1) if byte == ord(";")]
+    assert len(ends) > 3  # in noise of 2,400 pixels every value is found some ten times
+    for kept in ends:
+        path.write_bytes(content[:kept])
+        assert not ends_as_it_should(path)
+    with pytest.raises(AnnotationError, match=r"a\.gif: "):
+        check_whole([data_of(path)])
+
+
+def test_animations_are_whole_when_all_their_frames_are_there(tmp_path: Path):
+    frames = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)) for seed in range(3)]
+    path = tmp_path / "a.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], comment=b"three; of them")
+    assert ends_as_it_should(path)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert not ends_as_it_should(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_a_bmp_is_told_by_its_rows_whatever_it_says_of_its_length(tmp_path: Path, mode: str):
+    path = tmp_path / "a.bmp"
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (41, 61, 3), np.uint8)).convert(mode).save(path)
+    content = path.read_bytes()
+    for stated in (0, 54, len(content), 2**32 - 1):
+        stating = content[:2] + stated.to_bytes(4, "little") + content[6:]
+        path.write_bytes(stating)
+        assert ends_as_it_should(path)
+        path.write_bytes(stating[:-1])
+        assert not ends_as_it_should(path)
+    path.write_bytes(content[:2] + (54).to_bytes(4, "little") + content[6 : len(content) // 2])
+    with pytest.raises(AnnotationError, match=r"a\.bmp: "):
+        check_whole([data_of(path)])
+
+
+def test_few_images_are_decoded_at_once(tmp_path: Path, monkeypatch):
+    paths = [written(tmp_path / f"{number:02}.ppm", "PPM") for number in range(30)]
+    lock, now, most = threading.Lock(), 0, 0
+
+    def read_image(*_: object) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+
+    monkeypatch.setattr(whole_files, "read_image", read_image)
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    check_whole([data_of(*paths)])
+    assert most <= 4  # each holds its pixels
 
 
 def test_bytes_behind_the_end_of_an_image_do_no_harm(tmp_path: Path):

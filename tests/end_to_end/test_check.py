@@ -89,6 +89,26 @@ def test_photos_are_checked_unless_they_are_left_alone(folder: Path, capsys):
     assert check(folder, "--no-images") == 0
 
 
+@pytest.mark.parametrize("file", ["instances_val.json", "panoptic_val.json"])
+def test_a_truncated_photo_is_named(folder: Path, capsys, file: str):
+    photo = folder / "images" / "a.jpg"
+    content = photo.read_bytes()
+    photo.write_bytes(content[: content.index(b"\xff\xda") + 14])  # all of its header, none of its pixels
+    assert check(folder / file) == 1
+    assert "a.jpg: damaged or truncated" in capsys.readouterr().out
+    assert check(folder / file, "--no-images") == 0
+
+
+def test_of_panoptic_maps_too_photos_are_there_and_of_their_size(folder: Path, capsys):
+    Image.new("RGB", (4, 2)).save(folder / "images" / "a.jpg")
+    assert check(folder / "panoptic_val.json") == 1
+    assert "image 4: declared 3 x 2 pixels (width x height), but a.jpg has 4 x 2" in capsys.readouterr().out
+    (folder / "images" / "a.jpg").unlink()
+    assert check(folder / "panoptic_val.json") == 1
+    assert "the photo of image 4 isn't there" in capsys.readouterr().out
+    assert check(folder / "panoptic_val.json", "--no-images") == 0
+
+
 def test_json_lists_the_files(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     (folder / "instances_val.json").write_text("{")
@@ -107,6 +127,64 @@ def test_other_layouts_are_checked(tmp_path: Path, capsys):
     (tmp_path / "gtFine" / "val" / "ulm" / "ulm_1_gtFine_instanceIds.png").write_bytes(b"")
     assert check(tmp_path) == 1
     assert "is no PNG" in capsys.readouterr().out
+
+
+def labelme(folder: Path, name: str, **changes: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (3, 2)).save(folder / f"{name}.png")
+    shape = {"label": "cat", "points": [[0, 0], [2, 0], [2, 2], [0, 2]], "group_id": None, "shape_type": "polygon"}
+    content = {"imagePath": f"{name}.png", "imageHeight": 2, "imageWidth": 3, "shapes": [shape], **changes}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_every_problem_of_labelmes_files_is_named_and_counted(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(30):
+        labelme(tmp_path / "a", f"{number:02}", shapes=7)
+    assert check("a") == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == [f"a: {number:02}.json: 'shapes' is 7, must be a list" for number in range(30)]
+    assert last == "a: 30 problems"
+
+
+def test_photos_of_labelmes_files_are_whole_beside_what_else_is_wrong(tmp_path: Path, capsys):
+    labelme(tmp_path, "a", shapes=7)
+    labelme(tmp_path, "b")
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:45])  # its header still says 3 x 2
+    assert check(tmp_path) == 1
+    said = capsys.readouterr().out
+    assert "a.json: 'shapes' is 7" in said
+    assert "b.png: damaged or truncated" in said
+    assert check(tmp_path, "--no-images", "--json") == 1
+    assert len(json.loads(capsys.readouterr().out)["files"][0]["problems"]) == 1
+
+
+def test_each_split_of_labelmes_files_is_checked(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    labelme(tmp_path / "train", "a")
+    labelme(tmp_path / "val", "b", shapes=7)
+    assert check(tmp_path) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "train: nothing is wrong",
+        "val: b.json: 'shapes' is 7, must be a list",
+        "val: 1 problem",
+    ]
+    assert check(tmp_path, "--split", "train") == 0
+
+
+def test_every_problem_of_maps_is_named_and_sound_ones_are_checked_further(tmp_path: Path, capsys):
+    folders = [tmp_path / kind / "val" / "ulm" for kind in ("leftImg8bit", "gtFine")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for number in range(25):
+        (folders[1] / f"{number}_gtFine_instanceIds.png").write_bytes(b"")
+    Image.fromarray(np.full((2, 3), 7, np.uint16)).save(folders[1] / "last_gtFine_instanceIds.png")
+    assert check(tmp_path, "--json") == 1
+    problems = json.loads(capsys.readouterr().out)["files"][0]["problems"]
+    assert sum("is no PNG" in problem for problem in problems) == 25
+    assert problems[25:] == ["the photo of image last isn't there; put it in images/, or name the photos' folder"]
+    assert check(tmp_path, "--no-images", "--json") == 1
+    assert len(json.loads(capsys.readouterr().out)["files"][0]["problems"]) == 25
 
 
 @pytest.mark.parametrize(

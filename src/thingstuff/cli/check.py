@@ -33,9 +33,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     for path, check in _checks(arguments):
         try:
             problems = check()
-        except AnnotationError as error:  # nothing of it can be read, or its reader says all in one error
-            first, *others = str(error).removeprefix(f"{path}: ").split("\n  ")
-            problems = others or [first]
+        except AnnotationError as error:  # nothing of it can be read
+            problems = [str(error).removeprefix(f"{path}: ")]
         found.append({"file": shown(path), "problems": problems})
         if not arguments.json:
             for problem in problems:
@@ -58,6 +57,7 @@ def _checks(arguments: argparse.Namespace) -> Iterator[tuple[Path, Check]]:
     from thingstuff.data.panoptic_check import check_panoptic
 
     data, options = arguments.data, {"image_dir": arguments.images, **given(max_pixels=arguments.max_pixels)}
+    photos = {"required_images": not arguments.no_images}
     split: str | None
     files = []
     if data.is_file() and arguments.split is None:
@@ -68,15 +68,17 @@ def _checks(arguments: argparse.Namespace) -> Iterator[tuple[Path, Check]]:
             files += [file for kind in ("instances", "panoptic") if (file := data / f"{kind}{ending}.json").is_file()]
     for file in files:
         if lists_segments(file):
-            yield file, lambda file=file: check_panoptic(file, **options)
+            yield file, lambda file=file: check_panoptic(file, **photos, **options)
         else:
-            yield file, lambda file=file: check_coco(file, required_images=not arguments.no_images, **options)
+            yield file, lambda file=file: check_coco(file, **photos, **options)
     if files:
         return
     if data.is_dir() and has_panoptic(data, arguments.split):
         yield data, lambda: _check_maps(arguments, options)
     elif data.is_dir() and has_instances(data, arguments.split):
-        yield data, lambda: _check_objects(arguments, options)
+        own = [None] if any(data.glob("*.json")) else []
+        for split in [*own, *splits_of(data)] if arguments.split is None else [arguments.split]:
+            yield data / (split or ""), lambda split=split: _check_objects(arguments, split, options)
     else:
         open_dataset(data, arguments.split)  # says what is missing
 
@@ -85,16 +87,28 @@ def _check_maps(arguments: argparse.Namespace, options: dict[str, Any]) -> list[
     """Of Cityscapes' or PASCAL VOC's layout."""
     from tqdm import tqdm
 
+    from thingstuff.data.coco_json import Problems
     from thingstuff.data.folders import open_panoptic
-    from thingstuff.data.panoptic_check import check_record
+    from thingstuff.data.panoptic_check import check_record, report_photos
 
-    data = open_panoptic(arguments.data, arguments.split, **options)
-    return [problem for record in tqdm(data, desc="check maps", unit="image", disable=None) for problem in check_record(record)]
+    problems = Problems(arguments.data, limit=None)
+    data = open_panoptic(arguments.data, arguments.split, problems=problems, **options)
+    for record in tqdm(data, desc="check maps", unit="image", disable=None):
+        for problem in check_record(record):
+            problems.add(problem)
+    if not arguments.no_images:
+        report_photos(data, problems, **given(max_pixels=arguments.max_pixels))
+    return problems.kept
 
 
-def _check_objects(arguments: argparse.Namespace, options: dict[str, Any]) -> list[str]:
+def _check_objects(arguments: argparse.Namespace, split: str | None, options: dict[str, Any]) -> list[str]:
     """Of LabelMe's layout."""
+    from thingstuff.data.coco_json import Problems
     from thingstuff.data.folders import open_dataset
+    from thingstuff.data.whole_files import report_broken
 
-    open_dataset(arguments.data, arguments.split, required_images=not arguments.no_images, **options)
-    return []
+    problems = Problems(arguments.data, limit=None)
+    data = open_dataset(arguments.data, split, required_images=not arguments.no_images, problems=problems, **options)
+    if not arguments.no_images:
+        report_broken(data, problems, **given(max_pixels=arguments.max_pixels))
+    return problems.kept

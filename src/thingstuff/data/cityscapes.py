@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from thingstuff.data.coco_json import Problems
 from thingstuff.data.id_png import read_number_png
 from thingstuff.data.layouts import read_records, segment_lists
 from thingstuff.data.panoptic import PanopticDataset, PanopticRecord
@@ -43,11 +44,16 @@ def splits(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "gtFine").iterdir() if path.is_dir())
 
 
-def read(root: Path, split: str | None, max_pixels: int = DEFAULT_MAX_PIXELS) -> PanopticDataset:
+def read(
+    root: Path, split: str | None, max_pixels: int = DEFAULT_MAX_PIXELS, problems: Problems | None = None
+) -> PanopticDataset:
     """The annotated images of a split, or of all of them; every PNG is decoded once, to list its segments.
 
+    Args:
+        problems: is told of those that can't be read, which are left out.
+
     Raises:
-        AnnotationError: there is no annotation, or some can't be read, each named.
+        AnnotationError: there is no annotation, or, where no `problems` are given, some can't be read, each named.
     """
     truths = sorted((root / "gtFine").glob(f"{split or '*'}/*/*{TRUTH}"))
 
@@ -56,7 +62,7 @@ def read(root: Path, split: str | None, max_pixels: int = DEFAULT_MAX_PIXELS) ->
 
     if not truths:
         raise AnnotationError(f"{root}: has no gtFine/{split or '<split>'}/<city>/*{TRUTH}; put the annotations there")
-    return PanopticDataset(read_records(root, [record_of(truth) for truth in truths]), CITYSCAPES, root)
+    return PanopticDataset(read_records(root, [record_of(truth) for truth in truths], problems), CITYSCAPES, root)
 
 
 def _record(root: Path, truth: Path, max_pixels: int) -> CityscapesRecord:

@@ -25,6 +25,7 @@ from thingstuff.data.coco_json import (
     shown,
 )
 from thingstuff.data.records import InstanceDataset, Object, Record
+from thingstuff.data.whole_files import report_broken
 from thingstuff.errors import AnnotationError, ThingstuffError
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
@@ -70,14 +71,17 @@ def check_coco(
 ) -> list[str]:
     """Everything that is wrong with a COCO instance file, a line each; nothing is wrong where the list is empty.
 
-    It is what `read_coco`, with the same arguments, refuses, to the last problem, and the objects of which it warns.
+    It is what `read_coco`, with the same arguments, refuses, to the last problem, and the objects of which it warns; and of the
+    images, unless they are left alone, those that are truncated, which training refuses.
 
     Raises:
         AnnotationError: the file can't be read at all, or isn't JSON.
     """
     path = Path(path)
     problems = Problems(path, limit=None)
-    _, without_area = _read_content(read_json(path), path, image_dir, required_images, max_pixels, problems)
+    dataset, without_area = _read_content(read_json(path), path, image_dir, required_images, max_pixels, problems)
+    if required_images:
+        report_broken(dataset or (), problems, max_pixels=max_pixels)
     return problems.kept + [
         f"annotation {id_}: covers no pixel, or has a bbox without area; draw it, or remove it" for id_ in without_area
     ]

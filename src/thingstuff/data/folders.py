@@ -5,10 +5,11 @@ from types import ModuleType
 
 from thingstuff.data import cityscapes, labelme, voc
 from thingstuff.data.coco import read_coco
-from thingstuff.data.coco_json import ImageFolder, Problem, Problems
+from thingstuff.data.coco_json import Problems
 from thingstuff.data.panoptic import PanopticDataset, read_panoptic
 from thingstuff.data.panoptic_objects import panoptic_as_objects, things_alone
 from thingstuff.data.records import InstanceDataset
+from thingstuff.data.whole_files import report_photo
 from thingstuff.errors import AnnotationError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 
@@ -22,6 +23,7 @@ def open_dataset(
     image_dir: str | Path | None = None,
     required_images: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    problems: Problems | None = None,
 ) -> InstanceDataset:
     """Open a data set's objects: a folder with `images/` and `instances.json` (`instances_<split>.json`), or such a file itself.
 
@@ -31,6 +33,7 @@ def open_dataset(
     Args:
         image_dir: folder of the photos, where the data doesn't lead to them.
         required_images: ask that every photo exists and has the size of its annotations.
+        problems: of LabelMe's files, is told what is wrong with some of them, which are left out.
 
     Raises:
         AnnotationError: no such folder, file or split, with those that there are; or what the reader finds wrong.
@@ -46,7 +49,7 @@ def open_dataset(
     if _is_labelme(path):
         _refuse_image_dir(path, image_dir)
         _refuse_split(path, split, labelme.splits(path))
-        return labelme.read(path, split, required_images=required_images, max_pixels=max_pixels)
+        return labelme.read(path, split, required_images=required_images, max_pixels=max_pixels, problems=problems)
     if not path.is_dir():
         if split is not None:
             raise AnnotationError(f"{path}: is one file and has no split {split!r}; name its folder, or leave the split out")
@@ -68,11 +71,15 @@ def open_panoptic(
     *,
     image_dir: str | Path | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    problems: Problems | None = None,
 ) -> PanopticDataset:
     """Open a folder with `panoptic.json` (`panoptic_<split>.json` for a split) and its PNGs, or such a file itself.
 
     The PNGs of a split lie in `panoptic_<split>/`, or in `panoptic/` with those of the other splits. Folders in Cityscapes' or
     PASCAL VOC's layout open as well; without a split they give all that is annotated.
+
+    Args:
+        problems: of these two layouts, is told of maps that can't be read, which are left out.
 
     Raises:
         AnnotationError: no such folder, file or split, with those that there are; or what the reader finds wrong.
@@ -84,7 +91,7 @@ def open_panoptic(
         layout, root = found
         _refuse_split(path, split, layout.splits(root))
         _refuse_image_dir(path, image_dir)
-        return layout.read(root, split, max_pixels)
+        return layout.read(root, split, max_pixels, problems)
     if path.is_dir():
         file = path / ("panoptic.json" if split is None else f"panoptic_{split}.json")
         if not file.is_file():
@@ -137,12 +144,7 @@ def check_photos(dataset: InstanceDataset, max_pixels: int = DEFAULT_MAX_PIXELS)
     """
     problems = Problems(dataset.source or Path("the data set"))
     for record in dataset:
-        try:
-            if record.path is None or not record.path.is_file():
-                raise Problem(f"the photo of image {record.image_id} isn't there; put it in images/, or name the photos' folder")
-            ImageFolder(record.path.parent, True, max_pixels).check_size(record.path, record.size, f"image {record.image_id}")
-        except Problem as problem:
-            problems.add(str(problem))
+        report_photo(record, problems, max_pixels)
     problems.raise_if_any()
 
 

@@ -40,17 +40,25 @@ def splits(folder: Path) -> list[str]:
 
 
 def read(
-    folder: Path, split: str | None, *, required_images: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS
+    folder: Path,
+    split: str | None,
+    *,
+    required_images: bool = True,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    problems: Problems | None = None,
 ) -> InstanceDataset:
     """The objects of a folder, or of the one in it that a split names; image ids count from 1 in the order of the names.
 
+    Args:
+        problems: is told everything that is wrong, file and shape named; such files are left out.
+
     Raises:
-        AnnotationError: everything that is wrong, file and shape named.
+        AnnotationError: everything that is wrong, where no `problems` are given.
     """
     root = folder if split is None else folder / split
     files = sorted(root.glob("*.json"))
     labels = _labels(root)
-    problems = Problems(root)
+    told = Problems(root) if problems is None else problems
 
     def attempt(file: Path) -> "_Image | str":
         try:
@@ -61,7 +69,7 @@ def read(
     images = []
     for result in in_threads(attempt, files, "read annotations"):
         if isinstance(result, str):
-            problems.add(result)
+            told.add(result)
         else:
             images.append(result)
     if labels is None:
@@ -73,14 +81,15 @@ def read(
         objects = []
         for label, mask in found:
             if label not in labels:
-                problems.add(f"image {image_id} ({path and path.name}): the label {label!r} is not in {LABELS}; add it there")
+                told.add(f"image {image_id} ({path and path.name}): the label {label!r} is not in {LABELS}; add it there")
                 continue
             box = tuple(map(float, mask.box))
             class_ = categories.class_of(labels[label])
             objects.append(Object(class_, box, mask, False, float(mask.area), next_id))  # type: ignore[arg-type]
             next_id += 1
         records.append(Record(image_id, path, size, tuple(objects)))
-    problems.raise_if_any()
+    if problems is None:
+        told.raise_if_any()
     return InstanceDataset(tuple(records), categories, root)
 
 

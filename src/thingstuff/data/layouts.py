@@ -12,7 +12,7 @@ from thingstuff.data.coco_json import Problems
 from thingstuff.data.panoptic import NO_BOX, PanopticRecord
 from thingstuff.errors import AnnotationError
 
-THREADS = 4  # that decode: PNG and run-length code leave Python's lock
+THREADS = 4  # disks and Pillow's decoders leave Python's lock; kornia, which decodes PNGs of ids, holds it
 MANY = 500  # images from which on a bar shows how far the reading is
 
 Item = TypeVar("Item")
@@ -31,11 +31,16 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], what: str)
     return results
 
 
-def read_records(source: Path, readers: Sequence[Callable[[], PanopticRecord]]) -> tuple[PanopticRecord, ...]:
+def read_records(
+    source: Path, readers: Sequence[Callable[[], PanopticRecord]], problems: Problems | None = None
+) -> tuple[PanopticRecord, ...]:
     """The records that these functions read.
 
+    Args:
+        problems: is told what those say that failed, which are left out.
+
     Raises:
-        AnnotationError: what each of those that failed says.
+        AnnotationError: what each of those that failed says, where no `problems` are given.
     """
 
     def attempt(read: Callable[[], PanopticRecord]) -> PanopticRecord | AnnotationError:
@@ -44,13 +49,14 @@ def read_records(source: Path, readers: Sequence[Callable[[], PanopticRecord]]) 
         except AnnotationError as error:
             return error
 
-    problems, records = Problems(source), []
+    told, records = Problems(source) if problems is None else problems, []
     for result in in_threads(attempt, readers, "read annotations"):
         if isinstance(result, AnnotationError):
-            problems.add(str(result))
+            told.add(str(result))
         else:
             records.append(result)
-    problems.raise_if_any()
+    if problems is None:
+        told.raise_if_any()
     return tuple(records)
 
 

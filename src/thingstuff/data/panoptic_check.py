@@ -1,6 +1,6 @@
 """The strict validator of panoptic files: every inconsistency between the JSON file and its PNGs, with image and segment."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from thingstuff.data.coco_json import Problems, read_json
 from thingstuff.data.panoptic import PanopticRecord, read_content
+from thingstuff.data.whole_files import report_broken, report_photo
 from thingstuff.errors import AnnotationError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 from thingstuff.structures.panoptic import tight_boxes
@@ -19,12 +20,16 @@ def check_panoptic(
     png_dir: str | Path | None = None,
     image_dir: str | Path | None = None,
     *,
+    required_images: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> list[str]:
     """Everything that is wrong with a COCO panoptic file, a line each; nothing is wrong where the list is empty.
 
     Besides what `read_panoptic` refuses: ids painted but not listed, listed but not painted, areas and boxes that differ from
     what is painted (a box, x y width height, is tight), images without an annotation, PNGs that no annotation names.
+
+    Args:
+        required_images: ask of the photos what training does: that they exist, have their size and are whole.
 
     Raises:
         AnnotationError: the file can't be read at all, or isn't JSON.
@@ -47,7 +52,15 @@ def check_panoptic(
         for folder in {record.png.parent for record in dataset}:
             if folder.name == path.stem:  # a folder of its own, not shared with other splits
                 found += [f"{png}: no annotation names it" for png in sorted(folder.glob("*.png")) if png not in named]
+    if required_images:
+        report_photos(dataset or (), problems, max_pixels)
     return found
+
+
+def report_photos(records: Iterable[PanopticRecord], problems: Problems, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    """Tell of photos that don't exist, have another size than their maps, or aren't whole."""
+    there = [record for record in records if report_photo(record, problems, max_pixels)]
+    report_broken(there, problems, max_pixels=max_pixels)
 
 
 def check_record(record: PanopticRecord) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from thingstuff.data.coco_json import Problems
 from thingstuff.data.id_png import read_number_png
 from thingstuff.data.layouts import read_records, segment_lists
 from thingstuff.data.panoptic import ImageId, PanopticDataset, PanopticRecord
@@ -63,11 +64,16 @@ def splits(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt"))
 
 
-def read(root: Path, split: str | None, max_pixels: int = DEFAULT_MAX_PIXELS) -> PanopticDataset:
+def read(
+    root: Path, split: str | None, max_pixels: int = DEFAULT_MAX_PIXELS, problems: Problems | None = None
+) -> PanopticDataset:
     """The images of a split, or all that have a SegmentationObject PNG; each is decoded once, to list its objects.
 
+    Args:
+        problems: is told of those that can't be read, which are left out.
+
     Raises:
-        AnnotationError: there is no annotation, or some can't be read, each named.
+        AnnotationError: there is no annotation, or, where no `problems` are given, some can't be read, each named.
     """
     if split is None:
         names = sorted(path.stem for path in (root / "SegmentationObject").glob("*.png"))
@@ -79,7 +85,7 @@ def read(root: Path, split: str | None, max_pixels: int = DEFAULT_MAX_PIXELS) ->
 
     if not names:
         raise AnnotationError(f"{root}: has no image {f'of the split {split}' if split else 'in SegmentationObject'}")
-    return PanopticDataset(read_records(root, [record_of(name) for name in names]), VOC, root)
+    return PanopticDataset(read_records(root, [record_of(name) for name in names], problems), VOC, root)
 
 
 def _read_names(file: Path) -> list[str]:

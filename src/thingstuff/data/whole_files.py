@@ -6,20 +6,22 @@ the format says nothing, is the image decoded. So thousands of images take secon
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL.TiffImagePlugin import TiffImageFile
-from tqdm import tqdm
 
-from thingstuff.data.coco_json import Problems
-from thingstuff.data.records import InstanceDataset
+from thingstuff.data.coco_json import ImageFolder, Problem, Problems
+from thingstuff.data.layouts import in_threads
+from thingstuff.data.panoptic import PanopticRecord
+from thingstuff.data.records import InstanceDataset, Record
 from thingstuff.errors import ThingstuffError
-from thingstuff.structures.images import read_image
+from thingstuff.structures.images import DEFAULT_MAX_PIXELS, read_image
 
+_START = 34  # bytes of a file that tell what it is, and of a BMP how large
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
-_GIF_END = b";"
+_GIF_EXTENSION, _GIF_IMAGE, _GIF_END = b"!", b",", b";"  # what a block begins with
+_BMP_PLAIN = (0, 3, 6)  # kinds of compression that are none
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
 _TIFF_PLACES = ((273, 279), (324, 325))  # offsets and lengths of strips, of tiles
 
@@ -31,27 +33,46 @@ def check_whole(datasets: Iterable[InstanceDataset], bit_depth: int | None = Non
         AnnotationError: names all that aren't.
     """
     for dataset in datasets:
-        paths = list(dict.fromkeys(record.path for record in dataset if record.path is not None))
         problems = Problems(dataset.source or Path("the data set"), limit=None)
-
-        def broken(path: Path) -> str | None:
-            return None if ends_as_it_should(path) else _reason(path, bit_depth)
-
-        with ThreadPoolExecutor() as readers:  # most of the time is the disk's
-            # the bar is for files that must be decoded: others are done before it shows
-            for reason in tqdm(
-                readers.map(broken, paths), total=len(paths), desc="check images", delay=2, leave=False, disable=None
-            ):
-                if reason is not None:
-                    problems.add(reason)
+        report_broken(dataset, problems, bit_depth)
         problems.raise_if_any()
+
+
+def report_broken(
+    records: Iterable[Record | PanopticRecord],
+    problems: Problems,
+    bit_depth: int | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> None:
+    """Tell of the photos that aren't whole; records without a photo are passed over."""
+    paths = list(dict.fromkeys(record.path for record in records if record.path is not None))
+
+    def broken(path: Path) -> str | None:
+        return None if ends_as_it_should(path) else _reason(path, bit_depth, max_pixels)
+
+    for reason in in_threads(broken, paths, "check images"):
+        if reason is not None:
+            problems.add(reason)
+
+
+def report_photo(record: Record | PanopticRecord, problems: Problems, max_pixels: int = DEFAULT_MAX_PIXELS) -> bool:
+    """Whether a photo exists and has its record's size, by its header; if not, `problems` are told."""
+    try:
+        if record.path is None or not record.path.is_file():
+            raise Problem(f"the photo of image {record.image_id} isn't there; put it in images/, or name the photos' folder")
+        if record.size is not None:
+            ImageFolder(record.path.parent, True, max_pixels).check_size(record.path, record.size, f"image {record.image_id}")
+    except Problem as problem:
+        problems.add(str(problem))
+        return False
+    return True
 
 
 def ends_as_it_should(path: Path) -> bool:
     """Whether the file has the end, or the length, that its format asks for; False also where that can't be told."""
     try:
         with path.open("rb") as file:
-            start = file.read(12)
+            start = file.read(_START)
             length = file.seek(0, os.SEEK_END)
             file.seek(max(length - len(_PNG_END), 0))
             end = file.read()
@@ -62,12 +83,48 @@ def ends_as_it_should(path: Path) -> bool:
     if start.startswith(b"\xff\xd8\xff"):
         return end.endswith(_JPEG_END)
     if start.startswith(b"GIF8"):
-        return end.endswith(_GIF_END)
+        return _has_its_blocks(path)
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return 8 + int.from_bytes(start[4:8], "little") <= length
     if start.startswith(b"BM"):
-        return 0 < int.from_bytes(start[2:6], "little") <= length
+        return _holds_its_rows(start, length)
     return start.startswith(_TIFF_STARTS) and _holds_its_strips(path, length)
+
+
+def _has_its_blocks(path: Path) -> bool:
+    """Whether the blocks of a GIF lead to its end. What begins one may be any byte of an image, so they are gone through."""
+    with path.open("rb") as file:
+        header = file.read(13)
+        if len(header) < 13:
+            return False
+        file.seek(_colours(header[10]), os.SEEK_CUR)
+        while (kind := file.read(1)) in (_GIF_EXTENSION, _GIF_IMAGE):
+            if kind == _GIF_IMAGE:
+                descriptor = file.read(9)
+                if len(descriptor) < 9:
+                    return False
+                file.seek(_colours(descriptor[-1]), os.SEEK_CUR)
+            file.seek(1, os.SEEK_CUR)  # the label of an extension, the code size of an image
+            while length := file.read(1):
+                if length == b"\0":
+                    break
+                file.seek(length[0], os.SEEK_CUR)
+        return kind == _GIF_END
+
+
+def _colours(flags: int) -> int:
+    """Bytes of the table of colours that follows."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _holds_its_rows(header: bytes, length: int) -> bool:
+    """Whether the rows of a BMP without compression lie within the file, whose own statement of its length is often wrong."""
+    offset, kind = int.from_bytes(header[10:14], "little"), int.from_bytes(header[14:18], "little")
+    if len(header) < _START or kind < 40 or int.from_bytes(header[30:34], "little") not in _BMP_PLAIN:
+        return False
+    width, height = (int.from_bytes(header[place : place + 4], "little", signed=True) for place in (18, 22))
+    row = (width * int.from_bytes(header[28:30], "little") + 31) // 32 * 4  # bytes; whole groups of four
+    return offset >= 14 + kind and offset + row * abs(height) <= length  # from the top where the height is negative
 
 
 def _holds_its_strips(path: Path, length: int) -> bool:
@@ -83,10 +140,10 @@ def _holds_its_strips(path: Path, length: int) -> bool:
     return False
 
 
-def _reason(path: Path, bit_depth: int | None) -> str | None:
+def _reason(path: Path, bit_depth: int | None, max_pixels: int) -> str | None:
     """What is wrong with an image, by decoding it."""
     try:
-        read_image(path, bit_depth=bit_depth)
+        read_image(path, max_pixels, bit_depth)
     except ThingstuffError as error:
         return f"{error}; replace it, or remove it from the annotations"
     return None
