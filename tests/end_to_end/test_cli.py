@@ -195,6 +195,32 @@ def test_predict_does_not_write_over_its_images(photos: Path, capsys):
     assert (photos / "b.png").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("pattern", "out", "found"),
+    [
+        ("**/*.png", "out", True),
+        ("**", "out/deep", True),
+        ("**/b*", "new/out", True),
+        ("*/*.png", "../out", False),  # beside the folder, not in it
+        ("*.png", "out", False),  # which looks into no folder below
+        ("**/*.JPG", "out", False),  # pictures are PNGs
+        ("**/b.png", ".hidden", False),
+    ],
+)
+def test_predict_sees_that_a_pattern_would_find_its_pictures_before_there_are_any(
+    photos: Path, capsys, monkeypatch: pytest.MonkeyPatch, pattern: str, out: str, found: bool
+):
+    monkeypatch.chdir(photos)
+    (photos / "c").mkdir()
+    Image.new("RGB", (4, 4)).save(photos / "c" / "c.png")
+    for word in (pattern, str(photos / pattern)):
+        assert run("predict", word, "--model", "unused", "--out", out) == 2
+        said = capsys.readouterr().err
+        assert (f"{word} would find the pictures in {out} and take them for images the next time" in said) == found
+        assert ("unused" in said) == (not found)  # went on, to find no such model
+    assert not (photos / out).exists()
+
+
 def test_an_image_named_by_itself_may_have_its_results_beside_it(photos: Path, tiny_model: Path, monkeypatch):
     monkeypatch.chdir(photos)
     assert run("predict", "./a.JPG", "--model", tiny_model, "--out", ".") == 0

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from thingstuff import cli
+from thingstuff.cli.judged import Worst, worst
 from thingstuff.structures.masks import Mask
 
 
@@ -229,3 +230,15 @@ def test_neither_truth_nor_predictions_are_written_over(shapes: Path, tmp_path: 
         assert file.read_bytes() == before
     assert run(*words, "--out", tmp_path / "result.json") == 0
     assert run(*words, "--out", tmp_path / "result.json") == 0, "an earlier result may be replaced"
+
+
+def test_the_worst_images_are_the_same_when_all_are_asked_and_one_by_one():
+    qualities = {"a": 0.5, "b": None, "c": 0.25, "d": 0.5, "e": 1.0, "f": 0.5, "g": 0.0}
+    mistakes = {"a": 1, "b": 9, "c": 0, "d": 3, "e": 0, "f": 3, "g": 2}
+    for most in range(8):
+        lowest = Worst(most)
+        for image_id, quality in qualities.items():
+            lowest.offer(image_id, quality, mistakes[image_id], image_id.upper())
+            assert len(lowest.images) <= most
+        assert list(lowest.shown()) == worst(qualities, mistakes, most) == ["g", "c", "d", "f", "a", "e"][:most]
+    assert lowest.shown()["d"] == "D"

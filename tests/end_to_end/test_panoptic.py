@@ -1,11 +1,14 @@
 """Panoptic networks from drawn scenes to figures: train, predict, evaluate, as a user types them."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,13 @@ import pytest
 
 import thingstuff
 from thingstuff import cli
+from thingstuff.cli import judge_panoptic, judge_semantic
 from thingstuff.data.id_png import read_id_png
 from thingstuff.data.panoptic_check import check_panoptic
 from thingstuff.data.shapes import CATEGORIES
 from thingstuff.models.catalog import CATALOG
 from thingstuff.models.contract import Task
+from thingstuff.structures.panoptic import PanopticMap
 from thingstuff.training import Recipe, train
 
 FAMILIES = [name for name in ("panoptic-fpn-tiny", "mask2former-tiny", "maskformer-tiny") if name in CATALOG]
@@ -274,6 +279,30 @@ def test_a_model_is_judged_on_class_maps_when_asked(scenes: Path, weights: Path,
     assert set(result["per_class"]["sky"]) == {"iou"}
     assert run("evaluate", "--model", weights, "--data", scenes, "--split", "val", "--task", "semantic") == 0
     assert capsys.readouterr().out.startswith("mIoU ")
+
+
+@pytest.mark.parametrize(("task", "judge"), [("panoptic", judge_panoptic), ("semantic", judge_semantic)])
+def test_only_the_maps_that_the_report_shows_are_kept(
+    scenes: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, judge: ModuleType
+):
+    made, kept, from_segments, report = [], [], PanopticMap.from_segments, judge._report
+
+    def remembered(segments: Any) -> PanopticMap:
+        made.append(weakref.ref(one := from_segments(segments)))
+        return one
+
+    def counted(*arguments: Any) -> Any:
+        gc.collect()
+        kept.append(sum(one() is not None for one in made))
+        return report(*arguments)
+
+    monkeypatch.setattr(PanopticMap, "from_segments", remembered)
+    monkeypatch.setattr(judge, "_report", counted)
+    words = ("evaluate", "--model", weights, "--data", scenes, "--split", "train", "--task", task, "--out", tmp_path / "a")
+    for pictures in (0, 2):
+        assert run(*words, "--pictures", pictures) == 0
+    assert len(made) == 2 * 3
+    assert kept == [0, 2]
 
 
 def test_the_report_of_class_maps_knows_no_segment(scenes: Path, weights: Path, tmp_path: Path, capsys):

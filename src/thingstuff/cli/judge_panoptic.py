@@ -2,19 +2,18 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from thingstuff.cli.arguments import given, reading
 from thingstuff.cli.judge_things import ThingsJudge, judges_things
-from thingstuff.cli.judged import Judged, about, photo_path, pictures_wanted, worst
+from thingstuff.cli.judged import Judged, Worst, about, photo_path, pictures_wanted
 from thingstuff.cli.report_files import legible, photo
 from thingstuff.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from thingstuff.data.panoptic import ImageId, PanopticDataset, PanopticRecord
-    from thingstuff.evaluation.mistakes import ImageMistakes
-    from thingstuff.evaluation.panoptic_matching import ImageQuality
+    from thingstuff.evaluation.panoptic_matching import ClassCounts
     from thingstuff.evaluation.report import Picture
     from thingstuff.models.contract import Task
     from thingstuff.segmenter import Segmenter
@@ -36,24 +35,27 @@ def judge_panoptic(arguments: argparse.Namespace, segmenter: "Segmenter | None")
         raise ConfigError("--score and --max-detections go with objects that have scores; a panoptic map has each pixel once")
     quality, boundary = PanopticQuality(data.categories), PanopticQuality(data.categories, boundary=BOUNDARY)
     semantic, mistakes = SemanticQuality(data.categories), PanopticMistakes(quality)
-    of_images: dict[ImageId, ImageMistakes] = {}
-    rows: dict[ImageId, ImageQuality] = {}
+    counts: dict[ImageId, dict[int, ClassCounts]] = {}
+    qualities: dict[ImageId, float | None] = {}
+    lowest = Worst(pictures_wanted(arguments))
     failed = 0
-    load: Callable[[PanopticRecord], PanopticMap]
     things = None
     if segmenter is None:
-        maps, load = _of_file(arguments, data)
+        maps = _of_file(arguments, data)
     else:
         things = judges_things(arguments, data, segmenter)
-        maps, load = maps_of_model(arguments, data, segmenter, Task.PANOPTIC, things)
+        maps = maps_of_model(arguments, data, segmenter, Task.PANOPTIC, things)
     for record, prediction in maps:
         if isinstance(prediction, ImageError):
             print(f"thingstuff: {prediction}", file=sys.stderr)
             failed += 1
             prediction = no_segments(record, data)
         truth = record.panoptic_map()
-        rows[record.image_id] = row = quality.update(prediction, truth, record.image_id)
-        of_images[record.image_id] = mistakes.update(prediction, truth, record.image_id, row)
+        row = quality.update(prediction, truth, record.image_id)
+        wrong = mistakes.update(prediction, truth, record.image_id, row)
+        counts[record.image_id] = row.per_class
+        qualities[record.image_id] = own = _quality_of_all(row.per_class)
+        lowest.offer(record.image_id, own, len(row.false_positives) + len(row.false_negatives), (prediction, wrong.rows))
         boundary.update(prediction, truth, record.image_id)
         semantic.update(class_map(prediction, data), class_map(truth, data), record.image_id)
     result = _result(quality.compute(), boundary.compute(), semantic.compute())
@@ -61,11 +63,18 @@ def judge_panoptic(arguments: argparse.Namespace, segmenter: "Segmenter | None")
 
     def report() -> "tuple[dict[str, Any], list[Picture]]":
         values = {**about(arguments, len(data), failed), **result, "errors": mistakes.compute()}
-        return _report(arguments, data, values, rows, of_images, load)
+        return _report(arguments, data, values, counts, qualities, lowest)
 
     if things is not None:
         result, table = things.add_to(result, table)
     return Judged(result, table, report, failed)
+
+
+def _quality_of_all(per_class: "dict[int, ClassCounts]") -> float | None:
+    """PQ of one image's segments, whatever their class; None where there are none."""
+    tp, fp, fn, iou_sum = (sum(column) for column in zip(*per_class.values(), strict=True)) if per_class else (0, 0, 0, 0.0)
+    whole = tp + fp / 2 + fn / 2
+    return iou_sum / whole if whole else None
 
 
 def open_maps(arguments: argparse.Namespace) -> "PanopticDataset":
@@ -122,7 +131,7 @@ def class_map(segments: "PanopticMap", data: "PanopticDataset") -> Any:
 
 def _of_file(
     arguments: argparse.Namespace, data: "PanopticDataset"
-) -> "tuple[Iterator[tuple[PanopticRecord, PanopticMap | ImageError]], Callable[[PanopticRecord], PanopticMap]]":
+) -> "Iterator[tuple[PanopticRecord, PanopticMap | ImageError]]":
     from thingstuff.data.panoptic import pairs, read_panoptic_predictions
 
     for option in ("device", "batch_size"):
@@ -133,11 +142,7 @@ def _of_file(
     if len(loaders) < len(predictions):
         others = len(predictions) - len(loaders)
         print(f"thingstuff: {others} predicted images are not in {data.source} and do not count", file=sys.stderr)
-
-    def load(record: "PanopticRecord") -> "PanopticMap":
-        return loaders[record.image_id]()
-
-    return ((record, load(record)) for record in _with_bar(data)), load
+    return ((record, loaders[record.image_id]()) for record in _with_bar(data))
 
 
 def maps_of_model(
@@ -146,8 +151,8 @@ def maps_of_model(
     segmenter: "Segmenter",
     task: "Task",
     things: "ThingsJudge | None" = None,
-) -> "tuple[Iterator[tuple[PanopticRecord, PanopticMap | ImageError]], Callable[[PanopticRecord], PanopticMap]]":
-    """The maps, and the objects of the same images to the judge of things."""
+) -> "Iterator[tuple[PanopticRecord, PanopticMap | ImageError]]":
+    """The maps, none of which is kept, and the objects of the same images to the judge of things."""
     from thingstuff.cli.predictions import in_categories, matched_classes
     from thingstuff.structures.panoptic import PanopticMap
 
@@ -157,7 +162,6 @@ def maps_of_model(
     classes = matched_classes(segmenter.categories, data.categories)
     limits = [segmenter.thresholds(score_threshold=arguments.score, task=task), *([things.limits] if things else [])]
     options = {"batch_size": arguments.batch_size, **reading(arguments)}
-    maps: dict[Any, PanopticMap] = {}
 
     def predicted() -> "Iterator[tuple[PanopticRecord, PanopticMap | ImageError]]":
         for record, (_, answer) in zip(_with_bar(data), segmenter.stream_by(limits, paths, **options), strict=True):
@@ -166,10 +170,9 @@ def maps_of_model(
                 continue
             if things is not None:
                 things.update(record.image_id, answer[1])
-            maps[record.image_id] = PanopticMap.from_segments(in_categories(answer[0], data.categories, classes))
-            yield record, maps[record.image_id]
+            yield record, PanopticMap.from_segments(in_categories(answer[0], data.categories, classes))
 
-    return predicted(), lambda record: maps.get(record.image_id) or no_segments(record, data)
+    return predicted()
 
 
 def _with_bar(data: "PanopticDataset") -> "Iterator[PanopticRecord]":
@@ -185,9 +188,9 @@ def _report(
     arguments: argparse.Namespace,
     data: "PanopticDataset",
     values: dict[str, Any],
-    rows: "dict[ImageId, ImageQuality]",
-    of_images: "dict[ImageId, ImageMistakes]",
-    load: "Callable[[PanopticRecord], PanopticMap]",
+    per_image: "dict[ImageId, dict[int, ClassCounts]]",
+    quality: "dict[ImageId, float | None]",
+    lowest: Worst,
 ) -> "tuple[dict[str, Any], list[Picture]]":
     import numpy as np
 
@@ -195,17 +198,12 @@ def _report(
     from thingstuff.evaluation.comparison import intervals
     from thingstuff.evaluation.report import Picture
 
-    counts = np.zeros((len(rows), len(data.categories), 4))
-    for position, row in enumerate(rows.values()):
-        for class_, of_class in row.per_class.items():
+    counts = np.zeros((len(per_image), len(data.categories), 4))
+    for position, per_class in enumerate(per_image.values()):
+        for class_, of_class in per_class.items():
             counts[position, class_] = of_class
     objects = (counts[:, :, 0] + counts[:, :, 2]).sum(axis=0)
     sums = counts.sum(axis=1)  # image 4
-    whole = sums[:, 0] + sums[:, 1] / 2 + sums[:, 2] / 2
-    quality = {
-        image_id: float(sums[position, 3] / whole[position]) if whole[position] else None
-        for position, image_id in enumerate(rows)
-    }
     names = list(values["per_class"])
     records = data.by_image_id
     report = {
@@ -216,18 +214,17 @@ def _report(
             for name, number, category in zip(names, objects, data.categories, strict=True)
         },
         "per_image": {
-            "image_ids": list(rows),
-            "names": [photo_name(records[image_id]) for image_id in rows],
+            "image_ids": list(per_image),
+            "names": [photo_name(records[image_id]) for image_id in per_image],
             "quality": list(quality.values()),
             **{key: sums[:, column].astype(int).tolist() for column, key in enumerate(("tp", "fp", "fn"))},
-            "pq": PanopticCounts(tuple(rows), tuple(category.is_thing for category in data.categories), counts).to_json(),
+            "pq": PanopticCounts(tuple(per_image), tuple(category.is_thing for category in data.categories), counts).to_json(),
         },
     }
     report["intervals"] = intervals(report)
 
-    wrong = {image_id: int(sums[position, 1] + sums[position, 2]) for position, image_id in enumerate(rows)}
     pictures = []
-    for image_id in worst(quality, wrong, pictures_wanted(arguments)):
+    for image_id, (prediction, mistakes) in lowest.shown().items():
         record = records[image_id]
         truth = record.panoptic_map()
         pictures.append(
@@ -235,8 +232,8 @@ def _report(
                 photo_name(record),
                 photo(photo_path(arguments, record.path), truth.size, **reading(arguments)),
                 truth.to_segments(),
-                load(record).to_segments(),
-                of_images[image_id].rows,
+                prediction.to_segments(),
+                mistakes,
                 frozenset(np.flatnonzero(truth.crowd).tolist()),
                 quality[image_id],
             )

@@ -5,19 +5,18 @@ Of things a class map tells no two apart, so that no segment counts: nothing her
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from thingstuff.cli.arguments import reading
 from thingstuff.cli.judge_panoptic import class_map, maps_of_model, no_segments, open_maps, percent, photo_name
-from thingstuff.cli.judged import Judged, about, photo_path, pictures_wanted, worst
+from thingstuff.cli.judged import Judged, Worst, about, photo_path, pictures_wanted
 from thingstuff.cli.report_files import photo
 from thingstuff.errors import ImageError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from thingstuff.data.panoptic import ImageId, PanopticDataset, PanopticRecord
+    from thingstuff.data.panoptic import ImageId, PanopticDataset
     from thingstuff.evaluation.report import Picture
     from thingstuff.segmenter import Segmenter
     from thingstuff.structures.panoptic import PanopticMap
@@ -28,21 +27,26 @@ FIGURES = {"mIoU": "mIoU", "fwIoU": "fwIoU", "pixel_accuracy": "pixel accuracy",
 
 def judge_semantic(arguments: argparse.Namespace, segmenter: "Segmenter") -> Judged:
     """Compare a model's class maps with those of a data set."""
+    from thingstuff.evaluation.bootstrap import class_counts
     from thingstuff.evaluation.semantic import SemanticQuality
     from thingstuff.models.contract import Task
 
     data = open_maps(arguments)
     quality = SemanticQuality(data.categories)
-    confusions: dict[ImageId, np.ndarray] = {}
+    counts: dict[ImageId, np.ndarray] = {}  # of each class alone: images times classes squared don't fit
+    qualities: dict[ImageId, float | None] = {}
+    lowest = Worst(pictures_wanted(arguments))
     failed = 0
-    maps, load = maps_of_model(arguments, data, segmenter, Task.SEMANTIC)
-    for record, prediction in maps:
+    for record, prediction in maps_of_model(arguments, data, segmenter, Task.SEMANTIC):
         if isinstance(prediction, ImageError):
             print(f"thingstuff: {prediction}", file=sys.stderr)
             failed += 1
             prediction = no_segments(record, data)
         truth = class_map(record.panoptic_map(), data)
-        confusions[record.image_id] = quality.update(class_map(prediction, data), truth, record.image_id)
+        confusion = quality.update(class_map(prediction, data), truth, record.image_id)
+        counts[record.image_id] = class_counts(confusion)
+        qualities[record.image_id] = own = _mean_iou(counts[record.image_id])
+        lowest.offer(record.image_id, own, int(confusion.sum() - confusion.diagonal().sum()), prediction)
     figures = quality.compute()
     result = {
         "semantic": {key: value for key, value in figures.items() if key != "per_class"},
@@ -50,29 +54,35 @@ def judge_semantic(arguments: argparse.Namespace, segmenter: "Segmenter") -> Jud
     }
 
     def report() -> "tuple[dict[str, Any], list[Picture]]":
-        return _report(arguments, data, {**about(arguments, len(data), failed), **result}, confusions, load)
+        values = {**about(arguments, len(data), failed), **result}
+        return _report(arguments, data, values, quality.confusion(), counts, qualities, lowest)
 
     return Judged(result, format_table(result), report, failed)
+
+
+def _mean_iou(counts: "np.ndarray") -> float | None:
+    """Of one image, over the classes that are anywhere in it."""
+    hits, true, predicted = counts[counts.any(axis=1)].T
+    return float((hits / (true + predicted - hits)).mean()) if len(hits) else None
 
 
 def _report(
     arguments: argparse.Namespace,
     data: "PanopticDataset",
     values: dict[str, Any],
-    confusions: "dict[ImageId, np.ndarray]",
-    load: "Callable[[PanopticRecord], PanopticMap]",
+    confusion: "np.ndarray",
+    of_images: "dict[ImageId, np.ndarray]",
+    quality: "dict[ImageId, float | None]",
+    lowest: Worst,
 ) -> "tuple[dict[str, Any], list[Picture]]":
     import numpy as np
 
-    from thingstuff.evaluation.bootstrap import SemanticCounts, semantic_qualities
+    from thingstuff.evaluation.bootstrap import SemanticCounts
     from thingstuff.evaluation.comparison import intervals
     from thingstuff.evaluation.report import Picture
 
-    ids, names, records = list(confusions), list(values["per_class"]), data.by_image_id
-    confusion = sum(confusions.values(), np.zeros((len(names), len(names) + 1), np.int64))
-    counts = SemanticCounts.of_confusions(ids, list(confusions.values()), len(names))
-    alone = semantic_qualities(counts, np.eye(len(ids))).overall["mIoU"]  # of each image
-    quality = {image_id: None if np.isnan(own) else float(own) for image_id, own in zip(ids, alone, strict=True)}
+    ids, names, records = list(of_images), list(values["per_class"]), data.by_image_id
+    counts = SemanticCounts(tuple(ids), np.stack(list(of_images.values())))
     pixels = counts.counts.sum(axis=0)[:, 1].astype(int).tolist()
     report = {
         **values,
@@ -90,13 +100,12 @@ def _report(
     }
     report["intervals"] = intervals(report)
 
-    wrong = {image_id: int(own.sum() - own.diagonal().sum()) for image_id, own in confusions.items()}
     pictures = []
-    for image_id in worst(quality, wrong, pictures_wanted(arguments)):
+    for image_id, prediction in lowest.shown().items():
         record = records[image_id]
         truth = record.panoptic_map()
         photograph = photo(photo_path(arguments, record.path), truth.size, **reading(arguments))
-        annotated, found = _regions(truth, data), _regions(load(record), data)
+        annotated, found = _regions(truth, data), _regions(prediction, data)
         pictures.append(Picture(photo_name(record), photograph, annotated, found, [], quality=quality[image_id]))
     return report, pictures
 

@@ -1,8 +1,9 @@
 """What `thingstuff evaluate` knows once predictions were compared with the truth, whatever they are of."""
 
 import argparse
+from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,24 @@ def worst(qualities: dict[Any, float | None], mistakes: dict[Any, int], most: in
     """The image ids of the lowest quality, the worst first; of equal ones those with more mistakes."""
     stated = {image_id: quality for image_id, quality in qualities.items() if quality is not None}
     return sorted(stated, key=lambda image_id: (stated[image_id], -mistakes[image_id]))[:most]
+
+
+@dataclass
+class Worst:
+    """The images of the lowest quality so far, with what their pictures show, which takes memory: only `most` are kept."""
+
+    most: int
+    images: list[tuple[float, int, Any, Any]] = field(default_factory=list)  # quality, - mistakes, image id, shown
+
+    def offer(self, image_id: Any, quality: float | None, mistakes: int, shown: Any) -> None:
+        """Keep an image if it is one of the worst, in the order of `worst`; without a quality it is none."""
+        if quality is not None:
+            insort(self.images, (quality, -mistakes, image_id, shown), key=lambda image: image[:2])
+            del self.images[self.most :]
+
+    def shown(self) -> dict[Any, Any]:
+        """What was given of each image, the worst first."""
+        return {image_id: shown for _, _, image_id, shown in self.images}
 
 
 def pictures_wanted(arguments: argparse.Namespace) -> int:

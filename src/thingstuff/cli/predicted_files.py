@@ -1,11 +1,15 @@
 """What `thingstuff predict` writes: for each image a picture and its segments, and all of them in COCO's formats."""
 
+import glob
 import json
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +60,31 @@ def refuse_among_inputs(words: Sequence[str], inputs: Sequence[Input], out: Path
                 f"{shown(out)} is the folder of {each.path.name}; the pictures would lie among the images and be taken for some "
                 "the next time; give another folder to --out"
             )
+    for word in words:
+        if glob.has_magic(word) and not Path(word).exists() and any(_finds(word, out, f"{each.stem}.png") for each in inputs):
+            raise ConfigError(
+                f"{word} would find the pictures in {shown(out)} and take them for images the next time; give another folder to "
+                "--out, or a narrower pattern"
+            )
+
+
+def _finds(pattern: str, folder: Path, name: str) -> bool:
+    """Whether a pattern would find a file once it is in the folder."""
+    parts = Path(os.path.expanduser(pattern)).absolute().parts
+    plain = list(takewhile(lambda part: not glob.has_magic(part), parts))
+    root, path = Path(*plain).resolve(), folder.resolve() / name
+    return path.is_relative_to(root) and _match(parts[len(plain) :], path.relative_to(root).parts)
+
+
+def _match(wanted: Sequence[str], parts: Sequence[str]) -> bool:
+    """As glob does it: "**" is any number of folders, and what is hidden is not found unless the pattern says so."""
+    if not wanted or not parts:
+        return not parts and all(part == "**" for part in wanted)
+    first = parts[0]
+    if wanted[0] == "**":
+        return _match(wanted[1:], parts) or (not first.startswith(".") and _match(wanted, parts[1:]))
+    hidden = first.startswith(".") and not wanted[0].startswith(".")
+    return not hidden and fnmatch(first, wanted[0]) and _match(wanted[1:], parts[1:])
 
 
 def refuse_overwriting(inputs: Sequence[Input], out: Path, tiles: bool) -> None:

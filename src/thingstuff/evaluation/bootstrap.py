@@ -168,7 +168,7 @@ class SemanticCounts:
         """From the counts that `SemanticQuality.update` gives of each image."""
         counts = np.zeros((len(image_ids), classes, 3))
         for image, confusion in enumerate(confusions):
-            counts[image] = np.stack((confusion.diagonal(), confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)), axis=1)
+            counts[image] = class_counts(confusion)
         return cls(tuple(image_ids), counts)
 
     def to_json(self) -> dict[str, Any]:
@@ -194,6 +194,11 @@ class SemanticCounts:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise EvaluationError(f"the pixel counts of a report can't be read ({error}); write the report again") from error
         return cls(tuple(content["image_ids"]), counts)
+
+
+def class_counts(confusion: Int64[np.ndarray, "truth found_and_void"]) -> Float64[np.ndarray, "classes 3"]:
+    """What `SemanticCounts` has of one image: all of its confusions that IoU asks for."""
+    return np.stack((confusion.diagonal(), confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)), axis=1).astype(np.float64)
 
 
 def semantic_qualities(counted: SemanticCounts, weights: Float64[np.ndarray, "draws images"]) -> Drawn:
