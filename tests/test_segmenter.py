@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 import torch
 
-from thingstuff.errors import ConfigError
+from thingstuff.errors import ConfigError, ImageError
 from thingstuff.models.catalog import CATALOG
 from thingstuff.models.contract import Model, Task
 from thingstuff.segmenter import Segmenter
@@ -100,3 +101,17 @@ def test_a_model_of_instances_alone_may_be_asked_for_them_and_for_nothing_else()
 def test_a_config_for_a_data_sets_categories_has_as_many_classes():
     model_class, config, _ = CATALOG["yolact-tiny"]
     assert model_class.config_for(config, Categories.numbered(5)) == replace(config, classes=5)
+
+
+def test_a_model_reads_16_bit_images_with_the_depth_that_it_has_learnt_from_unless_another_is_given(asked):
+    asked.preprocessing = replace(asked.preprocessing, bit_depth=12)
+    series = [np.full((8, 8), value, np.uint16) for value in (1000, 1030)]  # alone they would be read by 10 and by 12 bits
+
+    def seen(bit_depth: int | None) -> list[list[int]]:
+        found = (asked.predict(series, bit_depth=bit_depth), [each for _, each in asked.stream(series, bit_depth=bit_depth)])
+        return [[int(segments.image[0, 0, 0]) for segments in each] for each in found]
+
+    assert seen(None) == [[62, 64]] * 2  # divided by 16
+    assert seen(16) == [[3, 4]] * 2  # by 256
+    with pytest.raises(ImageError, match="up to 4096, more than the 4095 of 12 bits; give the bit depth"):
+        asked.predict(np.full((8, 8), 4096, np.uint16))

@@ -93,7 +93,8 @@ class Segmenter:
             batch_size: images that run through the network together.
             max_pixels: refuse larger images.
             task: "instance", "panoptic" or "semantic", of those that the model knows; None: as the model says.
-            bit_depth: bits of 16-bit samples that are in use; None: as ``read_image`` finds them.
+            bit_depth: bits of 16-bit samples that are in use; None: those that the model has learnt from, else as ``read_image``
+                finds them in each image.
 
         Raises:
             ImageError: an image can't be read, or is larger than ``max_pixels``.
@@ -102,6 +103,7 @@ class Segmenter:
         if not isinstance(images, list | tuple):
             return self.predict([images], score_threshold, max_detections, 1, max_pixels, task, bit_depth)[0]
         check_batch_size(batch_size)
+        bit_depth = self._depth(bit_depth)
         limits = self._shown(score_threshold, max_detections, task)
         result: list[Segments] = []
         for start in range(0, len(images), batch_size):
@@ -139,6 +141,7 @@ class Segmenter:
     ) -> Iterator[tuple[Any, list[Segments] | ImageError]]:
         """As `stream`, with the segments by each of several `thresholds`, of two tasks for instance: the network runs once."""
         check_batch_size(batch_size)
+        bit_depth = self._depth(bit_depth)
 
         def read_batch(chunk: list[Any]) -> tuple[list[Any], ImageBatch | None]:
             pictures: list[Any] = []
@@ -241,6 +244,9 @@ class Segmenter:
         if score_threshold is None and wanted is Task.INSTANCE:
             score_threshold = SHOWN_SCORE
         return self.thresholds(score_threshold, max_detections, task=wanted)
+
+    def _depth(self, bit_depth: int | None) -> int | None:
+        return self.preprocessing.bit_depth if bit_depth is None else bit_depth
 
     def save(self, path: str | Path, half: bool = False, notes: Mapping[str, str] | None = None) -> None:
         """Write one safetensors file, all that ``load`` needs; ``half`` stores kernels in 16 bits, ``notes`` are kept as text."""

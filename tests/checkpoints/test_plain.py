@@ -50,6 +50,10 @@ def test_categories_and_enums_survive_json():
     assert through_json(Categories, COCO_THINGS) == COCO_THINGS
     resize = Preprocessing(resize=Resize.OPENCV, short_side=0)
     assert through_json(Preprocessing, resize) == resize
+    deep = Preprocessing(bit_depth=12)
+    assert through_json(Preprocessing, deep) == deep
+    older = {name: value for name, value in to_plain(deep).items() if name != "bit_depth"}
+    assert from_plain(Preprocessing, older, "file").bit_depth is None
 
 
 def test_nested_values_unions_and_options_survive_json():

@@ -66,7 +66,7 @@ def bits(text: str) -> int:
     return int(text)
 
 
-BIT_DEPTH_HELP = "bits of 16-bit images that are in use, from 8 to 16 (as the file says, else by its largest value)"
+BIT_DEPTH_HELP = "bits of 16-bit images that are in use, from 8 to 16 (as the model or the file says, else by the largest value)"
 
 
 def number_in(check: Callable[[float], bool], words: str) -> Callable[[str], float]:

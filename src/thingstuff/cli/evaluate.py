@@ -125,6 +125,8 @@ def _judge(arguments: argparse.Namespace) -> Judged:
     from thingstuff.segmenter import load
 
     segmenter = load(arguments.model, device=arguments.device)
+    if arguments.bit_depth is None:
+        arguments.bit_depth = segmenter.preprocessing.bit_depth  # for the report's photos, too
     task = _task(arguments, segmenter)
     judge = {Task.INSTANCE: judge_instances, Task.PANOPTIC: judge_panoptic, Task.SEMANTIC: judge_semantic}[task]
     return judge(arguments, segmenter)

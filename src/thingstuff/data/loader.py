@@ -69,7 +69,6 @@ class TrainingLoader:
         processes: int = 1,
         cache_bytes: int = 0,
         max_pixels: int = DEFAULT_MAX_PIXELS,
-        bit_depth: int | None = None,
     ):
         """
         Args:
@@ -77,7 +76,6 @@ class TrainingLoader:
             workers: processes that prepare batches beside the training; 0 prepares them in between.
             rank: which of the `processes` this one is, from 0.
             cache_bytes: decoded images kept in memory, by each worker of its own.
-            bit_depth: bits of 16-bit samples that are in use; None: as `read_image` finds them.
         """
         if not len(dataset):
             raise AnnotationError(f"{dataset.source or 'the data set'}: holds no image to train on")
@@ -89,7 +87,8 @@ class TrainingLoader:
         check_min_pixels(dataset, augmentation, preprocessing)
         self.dataset, self.preprocessing = dataset, preprocessing
         self.batch_size, self.seed, self.workers, self.rank, self.processes = batch_size, seed, workers, rank, processes
-        self._views = _Views(dataset, augmentation, preprocessing, seed, ImageCache(cache_bytes, max_pixels, bit_depth))
+        cache = ImageCache(cache_bytes, max_pixels, preprocessing.bit_depth)
+        self._views = _Views(dataset, augmentation, preprocessing, seed, cache)
 
     def positions(self, step: int) -> list[tuple[int, int]]:
         """(epoch, index of the image) of each image of a step, this process's share alone."""

@@ -15,7 +15,7 @@ from thingstuff.data.layouts import in_threads
 from thingstuff.data.panoptic import PanopticRecord
 from thingstuff.data.records import InstanceDataset, Record
 from thingstuff.errors import ThingstuffError
-from thingstuff.structures.images import DEFAULT_MAX_PIXELS, read_image
+from thingstuff.structures.images import DEFAULT_MAX_PIXELS, deep_samples, read_image
 
 _START = 34  # bytes of a file that tell what it is, and of a BMP how large
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -26,7 +26,7 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*")
 _TIFF_PLACES = ((273, 279), (324, 325))  # offsets and lengths of strips, of tiles
 
 
-def check_whole(datasets: Iterable[InstanceDataset], bit_depth: int | None = None) -> None:
+def check_whole(datasets: Iterable[InstanceDataset]) -> None:
     """Ask that the photo of every record is whole.
 
     Raises:
@@ -34,21 +34,20 @@ def check_whole(datasets: Iterable[InstanceDataset], bit_depth: int | None = Non
     """
     for dataset in datasets:
         problems = Problems(dataset.source or Path("the data set"), limit=None)
-        report_broken(dataset, problems, bit_depth)
+        report_broken(dataset, problems)
         problems.raise_if_any()
 
 
 def report_broken(
     records: Iterable[Record | PanopticRecord],
     problems: Problems,
-    bit_depth: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> None:
     """Tell of the photos that aren't whole; records without a photo are passed over."""
     paths = list(dict.fromkeys(record.path for record in records if record.path is not None))
 
     def broken(path: Path) -> str | None:
-        return None if ends_as_it_should(path) else _reason(path, bit_depth, max_pixels)
+        return None if ends_as_it_should(path) else _reason(path, max_pixels)
 
     for reason in in_threads(broken, paths, "check images"):
         if reason is not None:
@@ -140,10 +139,11 @@ def _holds_its_strips(path: Path, length: int) -> bool:
     return False
 
 
-def _reason(path: Path, bit_depth: int | None, max_pixels: int) -> str | None:
+def _reason(path: Path, max_pixels: int) -> str | None:
     """What is wrong with an image, by decoding it."""
     try:
-        read_image(path, max_pixels, bit_depth)
+        if deep_samples(path, max_pixels) is None:  # whose depth nobody need guess yet
+            read_image(path, max_pixels)
     except ThingstuffError as error:
         return f"{error}; replace it, or remove it from the annotations"
     return None

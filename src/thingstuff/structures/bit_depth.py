@@ -34,6 +34,20 @@ class Stated:
     is_scaled: bool = False  # Pillow has scaled them to all 16
 
 
+@dataclass(frozen=True)
+class DeepSamples:
+    """16-bit samples of an image: the largest, and what the file says of them."""
+
+    largest: int
+    told: Stated | None
+
+    @property
+    def said(self) -> int | None:
+        """Bits by the file's own word, where it is true."""
+        is_true = self.told is not None and (self.told.is_scaled or self.largest < 2**self.told.bits)
+        return self.told.bits if self.told is not None and is_true else None
+
+
 def is_deep_grey(image: Image, format_: str | None) -> bool:
     """Whether it is grey of 16 bits, which Pillow widens to 32 for some formats."""
     return image.mode.startswith("I;16") or (image.mode == "I" and format_ in ("PNG", "PPM"))
@@ -83,14 +97,15 @@ def bits_in_use(largest: int, told: Stated | None, bit_depth: int | None, name: 
         if bit_depth not in (None, told.bits):
             raise ImageError(
                 f"{name}: says that its samples have {told.bits} bits, the bit depth asked for is {bit_depth}; "
-                f"give {told.bits} for this file, or leave it out"
+                f"give {told.bits} for this file"
             )
         return 16
     if bit_depth is not None:
         if largest >= 2**bit_depth:
             raise ImageError(
                 f"{name}: has 16-bit samples up to {largest}, more than the {2**bit_depth - 1} of {bit_depth} bits; "
-                "give the bit depth that the images have, or leave it out"
+                "give the bit depth that the images have (--bit-depth, in Python bit_depth); unless one is given, a model that "
+                "has learnt from 16-bit images reads with theirs"
             )
         return bit_depth
     if told is not None and largest < 2**told.bits:

@@ -23,6 +23,7 @@ from torch import Tensor
 from thingstuff.errors import ImageError, PagesWarning, warn
 from thingstuff.structures.bit_depth import (
     USUAL_DEPTHS,
+    DeepSamples,
     bits_in_use,
     bits_needed,
     check_bit_depth,
@@ -81,10 +82,37 @@ def read_image(
     )
 
 
+def deep_samples(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> DeepSamples | None:
+    """Of a file of 16-bit samples, what its bit depth can be told from; None: others, of which the header alone is read.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    name = str(path)
+    with _opening(path) as stream:
+        image = _opened(stream, name)
+        told = stated(image)
+        if is_deep_colour(image):
+            upper = _read_pillow(image, name, max_pixels, None)
+            return DeepSamples(_largest_colour(upper, _lower_bytes(stream, name, max_pixels)), told)
+        if not is_deep_grey(image, image.format):
+            return None
+        _check_pixels(image, name, max_pixels)
+        with _damage_named(name), _PILLOW_LIMIT.lifted_for(image.width * image.height):
+            image.load()
+            return DeepSamples(_largest_sample(image, image.format) or 0, told)
+
+
 def _read_file(path: Path, max_pixels: int, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
+    with _opening(path) as stream:
+        return _read_stream(stream, str(path), max_pixels, bit_depth)
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as stream:
-            return _read_stream(stream, str(path), max_pixels, bit_depth)
+            yield stream
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -147,7 +175,7 @@ def _has_more_pages(image: Image.Image) -> bool:
     return True
 
 
-def _read_pillow(image: Image.Image, name: str, max_pixels: int, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
+def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width == 0 or height == 0:
         raise ImageError(f"{name}: has no pixels ({width} x {height})")
@@ -156,9 +184,13 @@ def _read_pillow(image: Image.Image, name: str, max_pixels: int, bit_depth: int 
             f"{name}: {width:,} x {height:,} = {width * height:,} pixels is over the limit of {max_pixels:,}; "
             "raise the limit (--max-pixels, in Python max_pixels) if the file can be trusted and memory allows 3 bytes a pixel"
         )
+
+
+def _read_pillow(image: Image.Image, name: str, max_pixels: int, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
+    _check_pixels(image, name, max_pixels)
     told = stated(image)
     with _damage_named(name):
-        with _PILLOW_LIMIT.lifted_for(width * height):
+        with _PILLOW_LIMIT.lifted_for(image.width * image.height):
             image.load()
         upright = _upright(image)
         largest = _largest_sample(upright, image.format)
@@ -179,15 +211,23 @@ def _read_deep_colour(
     highest = upper.max()
     if bit_depth is None and told is None and highest >= 2 ** (USUAL_DEPTHS[-1] - 8):
         return upper
-    stream.seek(0)
-    again = _opened(stream, name)
-    decode_lower_bytes(again)
-    lower = _read_pillow(again, name, max_pixels, None)
-    largest = int(highest) << 8 | int(lower[upper == highest].max())
-    depth = bits_in_use(largest, told, bit_depth, name)
+    lower = _lower_bytes(stream, name, max_pixels)
+    depth = bits_in_use(_largest_colour(upper, lower), told, bit_depth, name)
     lower >>= np.uint8(depth - 8)
     upper <<= np.uint8(16 - depth)  # what is shifted out is 0: no sample has more bits
     return upper | lower
+
+
+def _lower_bytes(stream: Any, name: str, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+    stream.seek(0)
+    again = _opened(stream, name)
+    decode_lower_bytes(again)
+    return _read_pillow(again, name, max_pixels, None)
+
+
+def _largest_colour(upper: UInt8[np.ndarray, "height width 3"], lower: UInt8[np.ndarray, "height width 3"]) -> int:
+    highest = upper.max()
+    return int(highest) << 8 | int(lower[upper == highest].max())
 
 
 @contextmanager

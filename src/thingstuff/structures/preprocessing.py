@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from thingstuff.errors import ConfigError, SizeError
+from thingstuff.structures.bit_depth import check_bit_depth
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB on the 0..255 scale
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -86,8 +87,10 @@ class Preprocessing:
     shrink: bool = True  # False: a longer short side is left as it is, for objects whose size does not follow the image's
     square: bool = False  # True: both sides become short_side, whatever the aspect ratio was (YOLACT)
     stretch: bool = False  # True: each side is resized up to a multiple of pad_multiple instead of padded (MaskFormer)
+    bit_depth: int | None = None  # of 16-bit images that it has learnt from; None: as read_image finds it in each
 
     def __post_init__(self) -> None:
+        check_bit_depth(self.bit_depth)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(v) for v in (*self.mean, *self.std)):
             raise ConfigError(
                 f"mean and std need three finite numbers each (R, G, B on the 0..255 scale), got {self.mean} and {self.std}"

@@ -54,7 +54,7 @@ def open_data(recipe: Recipe, task: Task, trained_as: Task) -> RunData:
     elif recipe.validation_split or ("val" in splits and split not in (None, "val")):
         validation = _open(folder, recipe.validation_split or "val", trained_as, validation_folder)
     else:
-        check_whole([training], recipe.bit_depth)
+        check_whole([training])
         return RunData(training, None)
     if validation.categories.ids != training.categories.ids:
         raise TrainingError(
@@ -63,7 +63,7 @@ def open_data(recipe: Recipe, task: Task, trained_as: Task) -> RunData:
         )
     if recipe.validation_images is not None:
         validation = replace(validation, records=validation.records[: recipe.validation_images])
-    check_whole([training, validation], recipe.bit_depth)
+    check_whole([training, validation])
     return RunData(training, _in_form_of(task, trained_as, validation))
 
 

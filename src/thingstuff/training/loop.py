@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from thingstuff import visuals
 from thingstuff.checkpoints.backbone_weights import load_backbone_weights
+from thingstuff.data.bit_depths import common_bit_depth
 from thingstuff.data.loader import TrainingLoader
 from thingstuff.data.records import InstanceDataset
 from thingstuff.errors import ConfigError, ImageError, TrainingError
@@ -69,7 +70,10 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     task = choose_task(recipe, start.model_class.tasks, start.task)
     data = open_data(recipe, task, start.model_class.trained_as(task))
     training_data = data.training
+    depth = start.preprocessing.bit_depth if recipe.bit_depth is None else recipe.bit_depth
+    depth = common_bit_depth([each for each in (training_data, data.validation) if each is not None], depth)
     segmenter = _build(recipe, start, training_data, task)
+    segmenter.preprocessing = replace(segmenter.preprocessing, bit_depth=depth)
     loader = TrainingLoader(
         training_data,
         recipe.augmentation,
@@ -80,7 +84,6 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         cache_bytes=recipe.cache_megabytes * 2**20,
-        bit_depth=recipe.bit_depth,
     )
     folder = recipe.folder
     if accelerator.is_main_process:  # not before all is checked: the next try would find a run there
@@ -312,7 +315,7 @@ def _validate(
     broadcast(list(segmenter.model.buffers()))  # in place: statistics of norms, of which each process has its own
     segmenter.model.eval()
     with torch.random.fork_rng(devices=[]):
-        found = segmenter.stream([record.path for record in share], task=task, bit_depth=recipe.bit_depth, **judge.limits())
+        found = segmenter.stream([record.path for record in share], task=task, **judge.limits())
         bar = tqdm(found, total=len(share), desc="validate", leave=False, dynamic_ncols=True, disable=not draws)
         for index, (record, (_, segments)) in enumerate(zip(share, bar, strict=True)):
             if isinstance(segments, ImageError):

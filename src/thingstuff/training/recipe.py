@@ -31,7 +31,7 @@ class Recipe:
     task: str | None = None  # "instance", "panoptic" or "semantic"; None: what the model gives, where the data has it
     image_dir: str | None = None  # folder of the photos; None: where the data leads to them
     validation_image_dir: str | None = None  # likewise of the validation data; None: as image_dir
-    bit_depth: int | None = None  # bits of 16-bit images that are in use; None: as read_image finds them
+    bit_depth: int | None = None  # bits of 16-bit images in use; None: as the checkpoint says, else the most that any needs
     short_side: int | None = None  # pixels; None: as the model says
     long_side: int | None = None
     shrink: bool | None = None  # whether larger images are made smaller, too; None: as the model says
