@@ -156,6 +156,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes: Path, tmp_path: Path, m
 def test_weights_of_losses_must_be_known(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"loss_weights names \['maks'\]"):
         train(_recipe(shapes, tmp_path / "run", loss_weights=(("maks", 2.0),)))
+    assert not (tmp_path / "run").exists()  # where the next try would find a run
 
 
 def test_an_unknown_model_lists_the_known_ones(shapes: Path, tmp_path: Path) -> None:

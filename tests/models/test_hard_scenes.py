@@ -60,6 +60,7 @@ def test_losses_and_gradients_are_finite(name: str, scene: str) -> None:
     images, targets = torch.randn(2, 3, 64, 96), [SCENES[scene], rectangles([[8, 8, 40, 40]], [1])]
     for batch in (1, 2):  # alone, and beside an ordinary image
         losses = model.losses(images[:batch], targets[:batch])
+        assert losses.keys() == model.loss_weights.keys()
         assert all(loss.isfinite() for loss in losses.values()), losses
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()

@@ -277,14 +277,14 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
         torch.randn(2, 3, 64, 96),
         [rectangles([[8, 8, 40, 40], [50, 20, 90, 60], [0, 60, 96, 64]], [0, 2, 1]), rectangles([[0, 0, 30, 30]], [2])],
     )
-    assert set(losses) == {"rpn_objectness", "rpn_box", "class", "box", "mask", "semantic"}
+    assert set(losses) == {"rpn_objectness", "rpn_box", "class", "box", "mask", "semantic"} == set(PanopticFPN.loss_weights)
     torch.stack(list(losses.values())).sum().backward()
     without = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert without == []
 
 
 def test_the_weight_of_the_semantic_loss_is_the_papers() -> None:
-    assert PanopticFPN.loss_weights == {"semantic": 0.5}
+    assert PanopticFPN.loss_weights["semantic"] == 0.5
 
 
 def test_the_semantic_truth_is_painted_from_the_segments() -> None:

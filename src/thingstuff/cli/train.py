@@ -73,7 +73,7 @@ OPTIONS = (
     _Option("weight_decay", _at_least_0, "weight decay of AdamW"),
     _Option("clip_gradient", _above_0, "largest norm of all gradients together"),
     _Option("ema", fraction, "decay of the averaged weights, which are the ones validated and kept"),
-    _Option("loss_weights", _weights, "weights of losses by name, 1 where not named: mask=2,rpn_box=0.5"),
+    _Option("loss_weights", _weights, "weights of losses by name, the paper's where not named: mask=2,rpn_box=0.5"),
     _Option("precision", str, '"no" (float32), "bf16" or "fp16"'),
     _Option("validate_every", positive, "steps between validations"),
     _Option("save_every", positive, "steps between saves; what a killed run loses at most"),

@@ -33,7 +33,7 @@ class Model(nn.Module, ABC):
     config: Any
     backbone: Backbone
     tasks: ClassVar[tuple[Task, ...]] = (Task.INSTANCE,)
-    loss_weights: ClassVar[Mapping[str, float]] = {}  # the paper's, by the losses' names; 1 where none is given
+    loss_weights: Mapping[str, float] = {}  # the paper's, of every loss by its name
     divides_images: ClassVar[bool] = False  # into cells: more padding would move them, so images of one size alone run together
     score_limits: ClassVar[tuple[str, ...]] = ("score",)  # the thresholds that one lower bound on scores replaces
 
@@ -53,7 +53,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]) -> dict[str, Float[Tensor, ""]]:
-        """Training losses by the paper's names, unweighted: `loss_weights` weights them, and the recipe where it says so."""
+        """Training losses by the names in `loss_weights`, unweighted: those weights are applied later, or the recipe's."""
 
     @abstractmethod
     def segments(

@@ -14,7 +14,6 @@ class logits, mask embeddings x pixel embeddings -> panoptic, instance or semant
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -286,7 +285,7 @@ class Mask2Former(MaskClassifier):
     """See the module's figure."""
 
     config: Mask2FormerConfig
-    loss_weights: ClassVar[Mapping[str, float]] = {"class": 2.0, "mask": 5.0, "dice": 5.0}  # section 4.1, "loss weights"
+    loss_weights: Mapping[str, float] = {"class": 2.0, "mask": 5.0, "dice": 5.0}  # section 4.1, "loss weights"
 
     def __init__(self, config: Mask2FormerConfig):
         super().__init__()

@@ -7,7 +7,7 @@ image -> backbone C2..C5 -> FPN P2..P6 -+-> RPN, shared by all levels: objectnes
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -277,6 +277,9 @@ class Detections:
 
 class MaskRCNN(Model):
     """See the module's figure. ``model(images)`` runs the convolutions; ``segments`` and ``losses`` run the heads on boxes."""
+
+    # all alike (section 3)
+    loss_weights: Mapping[str, float] = {"rpn_objectness": 1.0, "rpn_box": 1.0, "class": 1.0, "box": 1.0, "mask": 1.0}
 
     def __init__(self, config: MaskRCNNConfig):
         super().__init__()

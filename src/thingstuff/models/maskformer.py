@@ -10,7 +10,6 @@ class logits, mask embeddings x pixel embeddings -> panoptic, instance or semant
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -151,7 +150,7 @@ class MaskFormer(MaskClassifier):
     """See the module's figure."""
 
     config: MaskFormerConfig
-    loss_weights: ClassVar[Mapping[str, float]] = {"class": 1.0, "mask": 20.0, "dice": 1.0}  # section 4.2, "training settings"
+    loss_weights: Mapping[str, float] = {"class": 1.0, "mask": 20.0, "dice": 1.0}  # section 4.2, "training settings"
 
     def __init__(self, config: MaskFormerConfig):
         super().__init__()

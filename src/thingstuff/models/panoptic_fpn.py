@@ -153,7 +153,7 @@ class PanopticFPN(MaskRCNN):
 
     config: PanopticFPNConfig
     tasks: ClassVar[tuple[Task, ...]] = (Task.PANOPTIC, Task.INSTANCE, Task.SEMANTIC)
-    loss_weights: ClassVar[Mapping[str, float]] = {"semantic": 0.5}  # for COCO (section 4.2)
+    loss_weights: Mapping[str, float] = {**MaskRCNN.loss_weights, "semantic": 0.5}  # for COCO (section 4.2)
     score_limits: ClassVar[tuple[str, ...]] = ("score", "merge_score")
 
     def __init__(self, config: PanopticFPNConfig):

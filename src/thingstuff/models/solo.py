@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate, pairwise
 from operator import mul
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -269,7 +269,7 @@ class GridModel(Model):
     config: Any
     backbone: Backbone
     neck: FPN
-    loss_weights: ClassVar[Mapping[str, float]] = {"mask": 3.0}  # lambda of equation 3
+    loss_weights: Mapping[str, float] = {"category": 1.0, "mask": 3.0}  # lambda of equation 3
     divides_images = True
 
     @abstractmethod

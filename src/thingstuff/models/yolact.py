@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -222,7 +221,7 @@ class Yolact(Model):
     """See the module's figure."""
 
     config: YolactConfig
-    loss_weights: ClassVar[Mapping[str, float]] = {"box": 1.5, "mask": 6.125, "mask_rating": 25.0}  # section 3.1
+    loss_weights: Mapping[str, float] = {"class": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0}  # section 3.1
 
     def __init__(self, config: YolactConfig):
         super().__init__()
@@ -236,6 +235,7 @@ class Yolact(Model):
         self.semantic = nn.Conv2d(config.channels, config.classes, 1)  # for the semantic loss alone
         if config.mask_rating_channels:
             self.mask_rating = MaskRating(config)
+            self.loss_weights = {**self.loss_weights, "mask_rating": 25.0}
         for part in (self.prototype_net, self.head, self.semantic):
             for layer in part.modules():
                 if isinstance(layer, nn.Conv2d):
@@ -397,8 +397,7 @@ class Yolact(Model):
         anchors = torch.cat(predictions.anchors)
         matches = [_match(anchors, target, self.config.sampling, background=self.config.classes) for target in targets]
         positives = max(sum(int(match.is_positive.sum()) for match in matches), 1)
-        terms: dict[str, list[Tensor]] = {"class": [], "box": [], "mask": [], "semantic": []}
-        terms |= {"mask_rating": []} if self.config.mask_rating_channels else {}
+        terms: dict[str, list[Tensor]] = {name: [] for name in self.loss_weights}
         padded = (int(images.shape[-2]), int(images.shape[-1]))
         semantic_logits = self.semantic(p3).float()
         for image, (match, target) in enumerate(zip(matches, targets, strict=True)):

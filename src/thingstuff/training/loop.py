@@ -62,7 +62,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     Raises:
         TrainingError: a loss is not finite, the folder holds another run, or the data has no object to learn from.
         AnnotationError, ImageError: the data is broken; the file and the id are named.
-        ConfigError: the model's name is unknown, or a number is out of range.
+        ConfigError: the name of the model or of a loss is unknown, or a number is out of range.
     """
     accelerator = Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
     torch.manual_seed(recipe.seed)
@@ -74,6 +74,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     depth = common_bit_depth([each for each in (training_data, data.validation) if each is not None], depth)
     segmenter = _build(recipe, start, training_data, task)
     segmenter.preprocessing = replace(segmenter.preprocessing, bit_depth=depth)
+    weights = _loss_weights(recipe, segmenter.model)
     loader = TrainingLoader(
         training_data,
         recipe.augmentation,
@@ -103,7 +104,6 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 
     log = Log(folder, state.step)
     bar = tqdm(total=recipe.steps, initial=state.step, desc="train", disable=not accelerator.is_main_process, dynamic_ncols=True)
-    weights = {**segmenter.model.loss_weights, **dict(recipe.loss_weights)}
     result: dict[str, Any] = {}
     batches = loader.batches(state.step * recipe.accumulate)
     segmenter.model.train()
@@ -121,12 +121,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
                     pixels = batch.pixels.to(accelerator.device, memory_format=torch.channels_last)
                     terms = losses(pixels, [target.to(accelerator.device) for target in targets])
                     values = _finite(terms, targets, state.step)
-                    unknown = dict(recipe.loss_weights).keys() - terms.keys()
-                    if unknown:
-                        raise ConfigError(
-                            f"loss_weights names {sorted(unknown)}; the losses of {recipe.model} are {sorted(terms)}"
-                        )
-                    accelerator.backward(sum(weights.get(name, 1.0) * term for name, term in terms.items()))
+                    accelerator.backward(sum(weights[name] * term for name, term in terms.items()))
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(losses.parameters(), recipe.clip_gradient)
                     optimizer.step()
@@ -136,7 +131,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
             state.step += 1
             _move_average(average, segmenter.model, recipe.ema, state.step)
 
-            total = sum(weights.get(name, 1.0) * value for name, value in shown.items())
+            total = sum(weights[name] * value for name, value in shown.items())
             log.add({"step": state.step, "learning_rate": rate, "loss": total, **shown})
             bar.update()
             bar.set_postfix({"loss": f"{total:.3f}"} | {name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
@@ -246,6 +241,18 @@ def _build(recipe: Recipe, start: _Start, data: InstanceDataset, task: Task) -> 
     if recipe.backbone_weights:
         load_backbone_weights(segmenter.model.backbone, recipe.backbone_weights)
     return segmenter
+
+
+def _loss_weights(recipe: Recipe, model: Model) -> dict[str, float]:
+    """The weight of every loss.
+
+    Raises:
+        ConfigError: the recipe weights a loss that the model does not have.
+    """
+    chosen = dict(recipe.loss_weights)
+    if unknown := chosen.keys() - model.loss_weights.keys():
+        raise ConfigError(f"loss_weights names {sorted(unknown)}; the losses of {recipe.model} are {sorted(model.loss_weights)}")
+    return {**model.loss_weights, **chosen}
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: float = 1.0) -> list[dict[str, Any]]:
