@@ -25,7 +25,11 @@ from thingstuff.structures.categories import CITYSCAPES, COCO_PANOPTIC, COCO_THI
 from thingstuff.structures.scenes import ADE20K, ADE20K_THINGS, MAPILLARY_VISTAS
 
 UNKNOWN = "does not say which of its 7 classes are stuff"
-pytestmark = pytest.mark.filterwarnings(f"ignore:.*{UNKNOWN}")  # that most networks here have
+GUESSED = "does not say what its %d classes are; by their number they are taken for"
+pytestmark = [  # that most networks here have
+    pytest.mark.filterwarnings(f"ignore:.*{UNKNOWN}"),
+    pytest.mark.filterwarnings(f"ignore:.*{GUESSED % 150}"),
+]
 REFERENCE = Path(__file__).parents[1] / "reference"
 
 # From our names to each library's, spelled out the other way round than the tables that are tested.
@@ -458,7 +462,7 @@ def test_version_2_of_mmdetection_numbers_the_attentions_in_the_order_in_which_t
         (80, COCO_THINGS, Task.INSTANCE),
         (19, CITYSCAPES, Task.PANOPTIC),
         (150, ADE20K, Task.PANOPTIC),
-        (100, ADE20K_THINGS, Task.INSTANCE),
+        (100, ADE20K_THINGS, Task.PANOPTIC),  # they may be anybody's
         (65, MAPILLARY_VISTAS, Task.PANOPTIC),
     ],
 )
@@ -466,9 +470,24 @@ def test_categories_and_task_follow_from_the_number_of_classes(classes, categori
     tensors = hollow("hugging face", "mask2former r18")
     for name in ("class_predictor.weight", "class_predictor.bias"):
         tensors[name] = torch.tensor(0.5).expand(classes + 1, *tensors[name].shape[1:])
-    found = described(tensors)
+    with pytest.warns(UserWarning, match=rf"model\.pth: {GUESSED % classes}.*: set `model\.categories` to say what they are"):
+        found = described(tensors)
     assert found.categories == categories
     assert found.config.thresholds.task is task
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_and_kinds_in_the_file_are_no_guess():
+    tensors = hollow("mmdetection", "mask2former r18")
+    for name in ("panoptic_head.cls_embed.weight", "panoptic_head.cls_embed.bias"):
+        tensors[name] = torch.tensor(0.5).expand(101, *tensors[name].shape[1:])
+    text = "model = dict(panoptic_head=dict(num_things_classes=%d, num_stuff_classes=%d))"
+    own = tuple(f"screw {number}" for number in range(100))
+    found = described(tensors, {"meta": {"cfg": text % (100, 0), "CLASSES": own}})
+    assert (found.categories.names, found.config.thresholds.task) == (own, Task.INSTANCE)
+    assert described(tensors, with_config(text % (60, 40))).categories == Categories.numbered(60, 40)
+    with pytest.warns(UserWarning, match=GUESSED % 100):
+        assert described(tensors, with_config(text % (100, 0))).config.thresholds.task is Task.PANOPTIC
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

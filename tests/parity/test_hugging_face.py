@@ -21,6 +21,8 @@ from thingstuff.models.mask_classification import Convention
 
 from .authors_names import as_authors
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*by their number they are taken for COCO's things and stuff")
+
 CASES = ("hf-mask2former-swin-tiny", "hf-maskformer-swin-tiny")
 
 

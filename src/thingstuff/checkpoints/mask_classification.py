@@ -127,9 +127,11 @@ def backbone_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
 
 
 def usual_categories(classes: int, name: str) -> Categories:
-    """What so many classes are in the published networks; numbered things, with a warning, where nobody can know."""
+    """What so many classes are in the published networks, else numbered things: a guess either way, which a warning says."""
     known = known_categories(classes)
-    if known is None:
+    if known is not None:
+        warn_of_guess(classes, name)
+    else:
         warnings.warn(
             f"{name}: does not say which of its {classes} classes are stuff, so all are taken for things and each query gives a "
             "segment of its own in a panoptic result; set `model.categories` to say what they are. A semantic result "
@@ -139,15 +141,36 @@ def usual_categories(classes: int, name: str) -> Categories:
     return known or Categories.numbered(classes)
 
 
+_PUBLISHED = {  # by their number, and what they are in words
+    80: (COCO_THINGS, "COCO's things"),
+    133: (COCO_PANOPTIC, "COCO's things and stuff"),
+    19: (CITYSCAPES, "those of Cityscapes"),
+    8: (Categories(tuple(category for category in CITYSCAPES if category.is_thing)), "the things of Cityscapes"),
+    150: (ADE20K, "those of ADE20K"),
+    100: (ADE20K_THINGS, "the things of ADE20K"),
+    65: (MAPILLARY_VISTAS, "those of Mapillary Vistas"),
+}
+
+
 def known_categories(classes: int) -> Categories | None:
     """Those of the published networks with so many."""
-    road_users = Categories(tuple(category for category in CITYSCAPES if category.is_thing))
-    published = (COCO_THINGS, COCO_PANOPTIC, CITYSCAPES, road_users, ADE20K, ADE20K_THINGS, MAPILLARY_VISTAS)
-    return {len(each): each for each in published}.get(classes)
+    return _PUBLISHED.get(classes, (None, ""))[0]
+
+
+def warn_of_guess(classes: int, name: str) -> None:
+    """Say that these categories follow from nothing but how many there are; `known_categories` knows the number."""
+    warnings.warn(
+        f"{name}: does not say what its {classes} classes are; by their number they are taken for {_PUBLISHED[classes][1]}. If "
+        "they are others, names and what is stuff are wrong: set `model.categories` to say what they are",
+        stacklevel=3,
+    )
 
 
 def with_task(config: Any, categories: Categories) -> Any:
-    """The config asking for instances where all classes are known to be things. Files do not say what their network is for."""
-    unknown = categories == Categories.numbered(len(categories))
-    task = Task.INSTANCE if all(category.is_thing for category in categories) and not unknown else Task.PANOPTIC
+    """The config asking for instances where all classes are known to be things. Files do not say what their network is for.
+
+    100 classes without names are no reason: they may be anybody's as well as ADE20K's things.
+    """
+    guessed = categories in (Categories.numbered(len(categories)), ADE20K_THINGS)
+    task = Task.INSTANCE if all(category.is_thing for category in categories) and not guessed else Task.PANOPTIC
     return replace(config, thresholds=replace(config.thresholds, task=task))

@@ -125,16 +125,22 @@ def refuse_settings(model: Settings, table: Supported, name: str) -> None:
 
 def categories_in(meta: Mapping[str, Any], things: int, stuff: int = 0) -> Categories:
     """The names in the file where there are as many as classes, things first; COCO's are its categories with their own ids."""
+    names = names_in(meta, things + stuff)
+    default = categories_for(things, stuff)
+    if names is None or names == default.names:
+        return default
+    return Categories(tuple(Category(index + 1, word, is_thing=index < things) for index, word in enumerate(names)))
+
+
+def names_in(meta: Mapping[str, Any], classes: int) -> tuple[str, ...] | None:
+    """The names of the classes, where the file has as many."""
     dataset = _details(meta).get("dataset_meta")
     names = _details(meta).get("CLASSES") or (
         dataset.get("classes", dataset.get("CLASSES")) if isinstance(dataset, Mapping) else None
     )
-    default = categories_for(things, stuff)
-    if not isinstance(names, list | tuple) or len(names) != things + stuff or not all(isinstance(word, str) for word in names):
-        return default
-    if tuple(names) == default.names:
-        return default
-    return Categories(tuple(Category(index + 1, str(word), is_thing=index < things) for index, word in enumerate(names)))
+    if not isinstance(names, list | tuple) or len(names) != classes or not all(isinstance(word, str) for word in names):
+        return None
+    return tuple(str(word) for word in names)
 
 
 def _details(meta: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from thingstuff.checkpoints.mask_classification import (
     known_categories,
     query_model,
     usual_categories,
+    warn_of_guess,
     with_task,
 )
 from thingstuff.checkpoints.mmdetection_config import (
@@ -25,6 +26,7 @@ from thingstuff.checkpoints.mmdetection_config import (
     BACKBONE_SETTINGS,
     LIBRARY,
     categories_in,
+    names_in,
     pixel_statistics,
     refuse_settings,
     scale_of_tests,
@@ -191,13 +193,20 @@ def _thresholds(model: Settings) -> Thresholds:
 
 def _categories(meta: Mapping[str, Any], model: Settings, classes: int, name: str) -> Categories:
     """The names in the file; how many of them are things, which come first in MMDetection, the head's settings say."""
-    things = model.first(("panoptic_head",)).get("num_things_classes")
-    if isinstance(things, int) and 0 <= things <= classes:
-        usual = known_categories(classes) or Categories.numbered(classes)
+    things, known = model.first(("panoptic_head",)).get("num_things_classes"), known_categories(classes)
+    is_stated = isinstance(things, int) and 0 <= things <= classes
+    if is_stated:
+        usual = known or Categories.numbered(classes)
     else:
-        usual = usual_categories(classes, name)
+        usual = known or usual_categories(classes, name)
         things = sum(category.is_thing for category in usual)
+    # that all are things adds nothing to how many classes there are; COCO's 80 things and 53 kinds of stuff do
+    if known is not None and names_in(meta, classes) is None and (not is_stated or things == classes == sum(_flags(known))):
+        warn_of_guess(classes, name)
     named = categories_in(meta, things, classes - things)
-    things_first = [True] * things + [False] * (classes - things)
     nameless = named == Categories.numbered(things, classes - things)
-    return usual if nameless and [category.is_thing for category in usual] == things_first else named
+    return usual if nameless and _flags(usual) == [True] * things + [False] * (classes - things) else named
+
+
+def _flags(categories: Categories) -> list[bool]:
+    return [category.is_thing for category in categories]
