@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--detections", type=int, help="objects an image, at most")
     parser.add_argument("--proposals", type=int, help="proposals an image, and of each level")
     parser.add_argument("--proposal-score", type=float, help="objectness that a proposal must reach")
+    parser.add_argument("--short-side", type=int, help="pixels that images are resized to, where it is not what was trained at")
     parser.add_argument("--score", type=float, help="class probability that an object must reach, where none is asked for")
     arguments = parser.parse_args()
 
@@ -38,6 +39,8 @@ def main() -> None:
     if arguments.score is not None:
         limits = replace(limits, score=arguments.score)
     segmenter.model.config = replace(config, thresholds=limits)
+    if arguments.short_side:
+        segmenter.preprocessing = replace(segmenter.preprocessing, short_side=arguments.short_side)
 
     BUNDLED.mkdir(exist_ok=True)
     path = BUNDLED / f"{arguments.name}.safetensors"
