@@ -11,6 +11,7 @@ import torch
 
 from thingstuff.models.contract import Task
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*by their number they are taken for COCO's things and stuff")
 MMDETECTION = ("mmdet-mask2former-r50", "mmdet-mask2former-swin-t")
 
 

@@ -60,6 +60,25 @@ def test_the_average_takes_over_counters_as_they_are() -> None:
     assert average.num_batches_tracked == 5
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "device", "own"),
+    [
+        (8, 1, 2, "cpu", True),
+        (16, 1, 2, "cpu", False),
+        (8, 1, 1, "cpu", False),
+        (8, 3, 2, "cpu", False),
+        (8, 1, 2, "cuda", False),
+    ],
+)
+def test_narrow_networks_keep_clear_of_kernels_that_crash(
+    channels: int, kernel: int, stride: int, device: str, own: bool
+) -> None:
+    before = torch.backends.mkldnn.enabled
+    with loop._kernels(nn.Sequential(nn.Conv2d(channels, 16, kernel, stride)), torch.device(device)):
+        assert torch.backends.mkldnn.enabled is (False if own else before)
+    assert torch.backends.mkldnn.enabled is before
+
+
 def test_norms_and_biases_are_not_decayed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     decayed, free = loop._parameter_groups(model, 0.05)

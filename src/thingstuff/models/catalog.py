@@ -39,10 +39,8 @@ _LITE0_IMAGES = Preprocessing((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), shor
 # in photographs what is near is large; microscopes are made for one scale
 _LITE0_PHOTOS = replace(_LITE0_IMAGES, long_side=640, shrink=True)
 
-# No map of fewer than 16 channels: oneDNN's gradient of a strided convolution of 8, channels last, writes beyond its memory
-# (torch 2.14 with AVX-512).
 _MASK_RCNN_TINY_SIZES: dict[str, Any] = {
-    "backbone": BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (16, 16, 24, 32)))),
+    "backbone": BackboneConfig("resnet18", options=(("layers", (1, 1, 1, 1)), ("channels", (8, 16, 24, 32)))),
     "classes": 3,
     "channels": 16,
     "anchor_sizes": (8.0, 16.0, 32.0, 64.0, 128.0),

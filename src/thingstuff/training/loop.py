@@ -10,6 +10,8 @@ What a step does follows from the recipe and the state before it alone: a run ki
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -117,7 +119,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
                 torch.manual_seed(
                     _seed_of(recipe.seed, state.step, part, accelerator.process_index)
                 )  # sampling of anchors and RoIs
-                with accelerator.accumulate(losses):
+                with accelerator.accumulate(losses), _kernels(segmenter.model, accelerator.device):
                     pixels = batch.pixels.to(accelerator.device, memory_format=torch.channels_last)
                     terms = losses(pixels, [target.to(accelerator.device) for target in targets])
                     values = _finite(terms, targets, state.step)
@@ -154,6 +156,25 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     if not result and (folder / "validation.json").exists():  # nothing was left to do
         result = read_validation(folder, JUDGES[task].parts)
     return result
+
+
+def _kernels(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
+    """PyTorch's own convolutions for narrow networks on a processor: oneDNN's gradient of a strided 1 x 1 convolution of a few
+    channels writes beyond its memory (oneDNN 3.12 with AVX-512, in torch 2.14), and the process crashes."""
+    narrow = any(
+        isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < 16
+        for layer in model.modules()
+    )
+    return _without_onednn() if narrow and device.type == "cpu" else nullcontext()
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    before = torch.backends.mkldnn.set_flags(_enabled=False)[0]  # its context, flags, sets more, and warns
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=before)
 
 
 def is_main_process() -> bool:
