@@ -669,7 +669,7 @@ def main() -> None:
     if problems:
         print("\n## What failed, in full\n")
         for problem in problems:
-            print(f"```\n{problem}\n```\n")
+            print(f"```\n{problem.replace(f'{Path(__file__).parents[1]}/', '')}\n```\n")  # tables are kept: no path of a machine
     sys.stdout.flush()
 
 
