@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from thingstuff.models.mask_rcnn import MaskRCNNConfig, Thresholds
@@ -38,6 +39,31 @@ def test_a_case_fits_and_a_changed_expectation_does_not(parity, changed_case, ca
     assert line.startswith(f"MISFIT  {CASE}  ")
     assert "is missing; extra instance" in line
     assert line.count("\n") == 1
+
+
+def test_a_misfit_of_float32_alone_is_rounding_and_the_line_says_it(parity, reference, monkeypatch, capsys):
+    expected = dict(np.load(reference / CASE / "expected.npz"))
+    asked = []
+
+    def run_case(case, device, dtype=torch.float32):
+        asked.append(dtype)
+        off = 2e-3 if dtype == torch.float32 else 0
+        return expected | {"scores": expected["scores"] + off}
+
+    monkeypatch.setattr(parity, "run_case", run_case)
+    assert parity.main([str(reference / CASE)]) == 0
+    assert asked == [torch.float32, torch.float64]
+    line = capsys.readouterr().out
+    assert line.startswith(f"fits  {CASE}  ")
+    assert "in float64, as float32 rounds otherwise than the original (instance " in line
+
+
+def test_float64_runs_in_float64(parity, reference):
+    case = parity.Case(reference / CASE)
+    exact = parity.run_case(case, "cpu", torch.float64)
+    _, problems = parity.recipe("compare").compare(case.folder, exact)
+    assert problems == []
+    assert np.abs(exact["scores"] - parity.run_case(case, "cpu")["scores"]).max() > 0
 
 
 def test_a_family_that_does_not_exist_here_is_said_to_be_unsupported(parity, tmp_path, capsys):
