@@ -296,8 +296,9 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     try:
         torch.ones(1, device=device).item()  # "meta" takes a model, but nothing comes back
         model.to(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own
         if "out of memory" in str(error):
             raise
-        raise ConfigError(f"device {device} is not available ({error}); devices here: {', '.join(_devices())}") from error
+        # torch's own words are pages long, about how it was built
+        raise ConfigError(f"device {device} is not available; devices here: {', '.join(_devices())}") from error
     return Segmenter(model, categories, preprocessing, name=str(name_or_path))

@@ -146,6 +146,13 @@ def test_numbers_that_no_network_has_are_refused(own_file, tmp_path, fields, mes
         read(rewritten(own_file, tmp_path, config=json.dumps(config)))
 
 
+def test_images_larger_than_any_network_takes_are_refused_before_memory_is_taken(own_file, tmp_path):
+    with safetensors.safe_open(own_file, "pt") as file:
+        preprocessing = json.loads(file.metadata()["preprocessing"]) | {"short_side": 10**9}
+    with pytest.raises(CheckpointError, match=r"changed\.safetensors: short_side must be at most 8192 pixels, got 1000000000"):
+        read(rewritten(own_file, tmp_path, preprocessing=json.dumps(preprocessing)))
+
+
 def test_weights_that_do_not_fit_their_config_are_refused_before_memory_is_taken(own_file, tmp_path):
     # 10**11 classes would be 12 TB of weights
     with pytest.raises(CheckpointError, match=r"classes\.weight: shape \(4, 32\), the model needs \(100000000001, 32\)"):
@@ -387,6 +394,14 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path):
         read_weights(tmp_path)
     with pytest.raises(CheckpointError, match=r"nothing\.pth: can't be opened"):
         read_weights(tmp_path / "nothing.pth")
+
+
+def test_a_pipe_and_a_device_are_refused_without_waiting_for_them(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path / "pipe.pth", "/dev/zero"):
+        assert not is_own_format(path)
+        with pytest.raises(CheckpointError, match=f"{path}: is a pipe or a device, not a file"):
+            read_weights(path)
 
 
 def writers(tmp_path):

@@ -54,6 +54,8 @@ def test_the_module_is_the_command():
         (["predict", "a.png", "--out", ""], 'argument --out: is empty; name a file or folder ("." is the current folder)'),
         (["train", "--data", "d", "--model", "m", "--out", ""], "argument --out: is empty"),
         (["train", "--data", "d", "--model", "m", "--out", "r", "--batch-size", "100000"], "100000 is above 1024"),
+        (["train", "--data", "d", "--model", "m", "--out", "r", "--short-side", "100000"], "--short-side: 100000 is above 8192"),
+        (["train", "--data", "d", "--model", "m", "--out", "r", "--long-side", "8193"], "--long-side: 8193 is above 8192"),
         (["train", "--data", "d", "--model", "m", "--out", "r", "--warmup", "-1"], "argument --warmup: -1 is below 0"),
         (["train", "--data", "d", "--model", "m", "--out", "r", "--loss-weights", "mask"], "'mask' has no weight; give it one"),
         (["evaluate", "--data", "d"], "one of the arguments --model --predictions --compare is required"),
@@ -240,14 +242,27 @@ def test_an_unusable_model_is_named_without_a_traceback(photos: Path, tmp_path: 
     assert message in error
 
 
-def test_an_unusable_device_is_named(photos: Path, tiny_model: Path, tmp_path: Path, capsys):
-    assert run("predict", photos / "b.png", "--model", tiny_model, "--out", tmp_path / "out", "--device", "abacus") == 2
-    assert "abacus" in capsys.readouterr().err
-    # nothing comes back from where no memory is
-    assert run("predict", photos / "b.png", "--model", tiny_model, "--out", tmp_path / "out", "--device", "meta") == 2
+def test_a_pipe_among_the_inputs_is_named_and_the_others_go_on(photos: Path, tiny_model: Path, tmp_path: Path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    words = (photos / "b.png", tmp_path / "pipe.png", "/dev/zero")
+    assert run("predict", *words, "--model", tiny_model, "--out", tmp_path / "out") == 1
+    told = capsys.readouterr()
+    assert "pipe.png: is a named pipe, not an image file" in told.err
+    assert "/dev/zero: is a device, not an image file" in told.err
+    assert "1 image: " in told.out
+    assert (tmp_path / "out" / "b.png").exists()
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "xla", "hpu", "meta"])  # of "meta" nothing comes back
+def test_an_unusable_device_is_named_in_one_line_beside_those_that_there_are(
+    photos: Path, tiny_model: Path, tmp_path: Path, capsys, device: str
+):
+    from thingstuff.segmenter import _devices
+
+    assert _devices()[0] == "cpu"
+    assert run("predict", photos / "b.png", "--model", tiny_model, "--out", tmp_path / "out", "--device", device) == 2
     told = capsys.readouterr().err
-    assert "device meta is not available" in told
-    assert "devices here: cpu" in told
+    assert told == f"thingstuff: device {device} is not available; devices here: {', '.join(_devices())}\n"
 
 
 def test_an_output_folder_that_is_a_file_is_named(photos: Path, tiny_model: Path, capsys):
@@ -481,11 +496,13 @@ def test_every_option_of_train_is_a_field_of_the_recipe():
     assert {option.name for option in OPTIONS} <= {field.name for field in fields(Recipe)}
 
 
-def test_the_largest_batch_is_the_same_for_words_and_calls():
-    from thingstuff.cli.arguments import LARGEST_BATCH
-    from thingstuff.segmenter import LARGEST_BATCH as OF_CALLS
+def test_limits_are_the_same_for_words_and_calls():
+    from thingstuff import segmenter
+    from thingstuff.cli import arguments
+    from thingstuff.structures import preprocessing
 
-    assert LARGEST_BATCH == OF_CALLS
+    assert arguments.LARGEST_BATCH == segmenter.LARGEST_BATCH
+    assert arguments.LARGEST_SIDE == preprocessing.LARGEST_SIDE
 
 
 def test_models_tells_what_comes_with_the_package(tiny_model: Path, tmp_path: Path, monkeypatch, capsys):

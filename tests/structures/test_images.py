@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -367,6 +368,16 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_named(tmp_path: Path):
         read_image(tmp_path / "empty.jpg")
     with pytest.raises(ImageError, match="can't be opened"):
         read_image("nul\0byte.png")
+
+
+def test_a_pipe_and_a_device_are_named_without_waiting_for_them(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")  # which nobody will ever write to
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    for name in ("pipe.png", "link.png"):
+        with pytest.raises(ImageError, match=rf"{name}: is a named pipe, not an image file; save the image as a file"):
+            read_image(tmp_path / name)
+    with pytest.raises(ImageError, match="/dev/zero: is a device, not an image file"):
+        read_image("/dev/zero")  # which never ends
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,8 @@ def read_weights(path: str | Path) -> ForeignFile:
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; name the weights file in it")
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for its writer
+        raise CheckpointError(f"{path}: is a pipe or a device, not a file; save the weights as a file and name that")
     try:
         with path.open("rb") as stream:
             head = stream.read(64)

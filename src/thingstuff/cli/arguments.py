@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# as models.contract.Task and segmenter have them, which take torch to import
+# as models.contract.Task, segmenter and preprocessing have them, which take torch to import
 TASKS = ("instance", "panoptic", "semantic")
 LARGEST_BATCH = 1024
+LARGEST_SIDE = 8192
 
 
 def positive(text: str) -> int:
@@ -23,6 +24,11 @@ def natural(text: str) -> int:
 def batch_size(text: str) -> int:
     """Images that run through a network together."""
     return _whole_number(text, 1, LARGEST_BATCH)
+
+
+def side(text: str) -> int:
+    """Pixels of a side of a network's input."""
+    return _whole_number(text, 1, LARGEST_SIDE)
 
 
 def _whole_number(text: str, lowest: int, highest: int | None = None) -> int:

@@ -8,7 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from thingstuff.cli.arguments import BIT_DEPTH_HELP, TASKS, batch_size, bits, fraction, natural, not_empty, number_in, positive
+from thingstuff.cli.arguments import (
+    BIT_DEPTH_HELP,
+    LARGEST_SIDE,
+    TASKS,
+    batch_size,
+    bits,
+    fraction,
+    natural,
+    not_empty,
+    number_in,
+    positive,
+    side,
+)
 from thingstuff.errors import ConfigError
 
 _above_0 = number_in(lambda number: 0 < number < float("inf"), "a number above 0")
@@ -54,8 +66,8 @@ OPTIONS = (
     _Option("image_dir", str, "folder of the photos, where the data doesn't lead to them"),
     _Option("validation_image_dir", str, "the same of the validation data (--image-dir)"),
     _Option("bit_depth", bits, BIT_DEPTH_HELP),
-    _Option("short_side", positive, "pixels of the short side that images are resized to"),
-    _Option("long_side", positive, "pixels that the long side may then have"),
+    _Option("short_side", side, f"pixels of the short side that images are resized to, at most {LARGEST_SIDE}"),
+    _Option("long_side", side, f"pixels that the long side may then have, at most {LARGEST_SIDE}"),
     _Option(
         "shrink", _yes_or_no, "yes or no: whether larger images are made smaller, too; no where objects do not grow with them"
     ),
@@ -158,6 +170,6 @@ def _augmentation(arguments: argparse.Namespace, default: Any) -> Any:
     chosen = {option.name: getattr(arguments, option.name) for option in AUGMENTATION if hasattr(arguments, option.name)}
     low, high = default.scale
     scale = (chosen.pop("scale_low", low), chosen.pop("scale_high", high))
-    if side := chosen.pop("crop", None):
-        chosen["crop"] = (side, side)
+    if crop := chosen.pop("crop", None):
+        chosen["crop"] = (crop, crop)
     return replace(default, scale=scale, **chosen)

@@ -7,6 +7,7 @@ What follows, to a network's input, is in preprocessing.py.
 
 import io
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,8 +61,9 @@ def read_image(
     - Transparency is composited on white, since the colour hidden under it is arbitrary.
 
     Raises:
-        ImageError: no such file, not an image, truncated, a range nobody can guess, samples beyond `bit_depth`, or more than
-            `max_pixels` pixels, which is read from the header before anything is decoded. The message names the file.
+        ImageError: no such file, a pipe or a device, not an image, truncated, a range nobody can guess, samples beyond
+            `bit_depth`, or more than `max_pixels` pixels, which is read from the header before anything is decoded. The message
+            names the file.
         ConfigError: `bit_depth` is not from 8 to 16.
     """
     check_bit_depth(bit_depth)
@@ -108,15 +110,26 @@ def _read_file(path: Path, max_pixels: int, bit_depth: int | None) -> UInt8[np.n
         return _read_stream(stream, str(path), max_pixels, bit_depth)
 
 
+# what a path may lead to besides files, by the kind that stat tells
+_NO_FILES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
 @contextmanager
 def _opening(path: Path) -> Iterator[Any]:
     try:
+        # before it is opened, since to open a pipe is to wait for its writer
+        if kind := _NO_FILES.get(stat.S_IFMT(path.stat().st_mode)):
+            raise ImageError(f"{path}: is {kind}, not an image file; save the image as a file and name that")
         with path.open("rb") as stream:
             yield stream
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ImageError(f"{path}: is a folder, not an image file") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: can't be opened ({error})") from error
 

@@ -21,6 +21,7 @@ from thingstuff.structures.bit_depth import check_bit_depth
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB on the 0..255 scale
 IMAGENET_STD = (58.395, 57.12, 57.375)
+LARGEST_SIDE = 8192  # pixels of a network's input; more is a slip of the finger that would end in a full memory
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Preprocessing:
                 "short_side must be 0 (own size) or more, long_side and pad_multiple 1 or more, "
                 f"got {self.short_side}, {self.long_side} and {self.pad_multiple}"
             )
+        if self.short_side > LARGEST_SIDE:
+            raise ConfigError(f"short_side must be at most {LARGEST_SIDE} pixels, got {self.short_side}")
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image of this size, before padding; no side is ever 0."""

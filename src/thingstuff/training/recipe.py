@@ -9,6 +9,7 @@ from thingstuff.errors import ConfigError
 from thingstuff.models.contract import Task
 from thingstuff.segmenter import check_batch_size
 from thingstuff.structures.bit_depth import check_bit_depth
+from thingstuff.structures.preprocessing import LARGEST_SIDE
 
 MIN_CROP = 32  # pixels: a smaller view has one cell of most levels
 REFERENCE_BATCH = 16  # images a step that `learning_rate` is meant for
@@ -72,6 +73,10 @@ class Recipe:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         check_bit_depth(self.bit_depth)
         check_batch_size(self.batch_size)
+        for name in ("short_side", "long_side"):
+            side = getattr(self, name)
+            if side is not None and not 1 <= side <= LARGEST_SIDE:
+                raise ConfigError(f"{name} must be from 1 to {LARGEST_SIDE} pixels, got {side}; cut larger images into parts")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to below 2**63, got {self.seed}")
         for name in ("learning_rate", "backbone_rate", "clip_gradient"):
