@@ -452,6 +452,58 @@ def test_version_2_of_mmdetection_numbers_the_attentions_in_the_order_in_which_t
     assert found.keys() == expected.keys()
 
 
+_IN_MEMORY = {  # from the names of the cases, as `save_pretrained` writes them, to those of the classes of transformers 5.24
+    "hf-mask2former-swin-tiny": [
+        (r"(module\.encoder\.)(?=embeddings|encoder)", r"\1swin."),
+        (r"attention\.self\.(q|k|v)(uery|ey|alue)\.", r"attention.\1_proj."),
+        (r"attention\.self\.relative_position", "attention.relative_position_bias.relative_position"),
+        (r"attention\.output\.dense", "attention.o_proj"),
+        (r"intermediate\.dense", "mlp.fc1"),
+        (r"output\.dense", "mlp.fc2"),
+    ],
+    "hf-maskformer-swin-tiny": [
+        (r"(decoder\.layers.*attn)\.out_proj", r"\1.o_proj"),
+        (r"(decoder\.layers\.\d+)\.fc", r"\1.mlp.fc"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "renamed"),
+    [
+        # 4 of the patches, 18 of each of 12 blocks, 9 of merging
+        ("hf-mask2former-swin-tiny", 4 + 12 * 18 + 9),
+        # weight and bias of two outputs and two layers of an MLP
+        ("hf-maskformer-swin-tiny", 6 * 8),
+    ],
+)
+def test_what_torch_saves_of_a_hugging_face_model_has_other_names_and_the_same_places(case, renamed):
+    keys = json.loads((REFERENCE / case / "keys.json").read_text())
+    saved = {name: torch.tensor(float(number)).expand(shape) for number, (name, shape) in enumerate(keys.items())}
+    in_memory = {}
+    for name, tensor in saved.items():
+        for pattern, replacement in _IN_MEMORY[case]:
+            name = re.sub(pattern, replacement, name)
+        in_memory[name] = tensor
+    assert len(in_memory.keys() - saved.keys()) == renamed
+    found, expected = described(in_memory), described(saved)
+    assert (found.model, found.config) == (expected.model, expected.config)
+    shapes = shapes_of(found.model, found.config)
+    arrays, usual = (convert(tensors, found.rules, shapes, case) for tensors in (in_memory, saved))
+    for name, array in usual.items():
+        assert torch.equal(arrays[name], array), name
+
+
+@pytest.mark.parametrize("kind", ["mask2former r18", "maskformer r50"])
+def test_an_output_under_both_of_hugging_faces_names_is_a_misfit(kind):
+    tensors = hollow("hugging face", kind)
+    layer = "model.transformer_module.decoder.layers.1.self_attn."
+    tensors[layer + "o_proj.bias"] = tensors[layer + "out_proj.bias"]
+    misfit = rf"{layer}o_proj.bias and {layer}out_proj.bias both become decoder.layers.1.self_attention.output.bias"
+    with pytest.raises(CheckpointError, match=misfit):
+        convert(tensors, described(tensors).rules, shapes_here(kind), "model.pth")
+
+
 # What no array shows
 
 

@@ -1,6 +1,8 @@
 """Mask2Former and MaskFormer of Hugging Face's transformers, on Swin and ResNet: `model.safetensors` and `pytorch_model.bin`.
 
 The file alone says neither what its classes are called nor what the network is for; both follow from the number of classes.
+`save_pretrained` writes the names of transformers 4 to this day, `torch.save(model.state_dict())` those that a version's classes
+have; the tables know both.
 """
 
 from collections.abc import Mapping
@@ -58,7 +60,7 @@ _RESNET = (
 )
 
 _SWIN = (
-    *swin.hugging_face(_BACKBONE + r"(?:model\.)?"),
+    *swin.hugging_face(_BACKBONE + r"(?:model\.|swin\.)?"),
     Rule(_BACKBONE + r"hidden_states_norms\.([0-3])\." + END, r"backbone.level_norms.\1.\2"),
     Rule(
         _BACKBONE + r"hidden_states_norms\.stage([1-4])\." + END,
@@ -69,12 +71,20 @@ _SWIN = (
 _ENCODER = _PIXELS + r"encoder\.layers\.(\d+)\."
 _LAYER = _QUERIES + r"decoder\.layers\.(\d+)\."
 
+
+def _attention(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """The arrays of an attention in a decoder layer whose queries, keys and values have weights of their own."""
+    return (
+        *(
+            Rule(_LAYER + rf"{theirs}\.{name}_proj\." + END, LAYER_HERE + rf"{ours}.inputs.\2", part=(number, 3))
+            for number, name in enumerate("qkv")
+        ),
+        Rule(_LAYER + theirs + r"\.(?:out|o)_proj\." + END, LAYER_HERE + rf"{ours}.output.\2"),
+    )
+
+
 _SHARED = (
-    *(
-        Rule(_LAYER + rf"self_attn\.{name}_proj\." + END, LAYER_HERE + r"self_attention.inputs.\2", part=(number, 3))
-        for number, name in enumerate("qkv")
-    ),
-    Rule(_LAYER + r"self_attn\.out_proj\." + END, LAYER_HERE + r"self_attention.output.\2"),
+    *_attention("self_attn", "self_attention"),
     Rule(_LAYER + r"self_attn_layer_norm\." + END, LAYER_HERE + r"after_self_attention.norm.\2"),
     Rule(_LAYER + r"(?:mlp\.)?fc1\." + END, LAYER_HERE + r"feed_forward.widen.\2"),
     Rule(_LAYER + r"(?:mlp\.)?fc2\." + END, LAYER_HERE + r"feed_forward.narrow.\2"),
@@ -123,11 +133,7 @@ _MASKFORMER = (
     ),
     Rule(_PIXELS + r"mask_projection\." + END, r"pixel_decoder.pixel_embeddings.\1"),
     Rule(_QUERIES + r"input_projection\." + END, r"decoder.input.\1"),
-    *(
-        Rule(_LAYER + rf"encoder_attn\.{name}_proj\." + END, LAYER_HERE + r"cross_attention.inputs.\2", part=(number, 3))
-        for number, name in enumerate("qkv")
-    ),
-    Rule(_LAYER + r"encoder_attn\.out_proj\." + END, LAYER_HERE + r"cross_attention.output.\2"),
+    *_attention("encoder_attn", "cross_attention"),
     Rule(_LAYER + r"encoder_attn_layer_norm\." + END, LAYER_HERE + r"after_cross_attention.norm.\2"),
     Rule(r"mask_embedder\.(\d)\.0\." + END, r"decoder.masks.layers.\1.\2"),
 )
@@ -144,7 +150,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         CheckpointError: a variant that is not supported, or an array that every such network has is missing.
     """
     is_mask2former = any(".queries_features." in key for key in foreign)
-    is_swin = any(".attention.self." in key for key in foreign)
+    is_swin = any(".blocks." in key for key in foreign)
     rules = (*(_SWIN if is_swin else _RESNET), *(_MASK2FORMER if is_mask2former else _MASKFORMER))
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
     model, found = query_model(rename(foreign, rules).tensors, name, LIBRARY)

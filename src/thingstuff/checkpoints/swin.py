@@ -69,7 +69,10 @@ MMDETECTION = (
 
 
 def hugging_face(prefix: str) -> tuple[Rule, ...]:
-    """The rules below a prefix (a pattern); the norms of the levels have names that differ between models."""
+    """The rules below a prefix (a pattern); the norms of the levels have names that differ between models.
+
+    Where two names stand for one array, the second is that of transformers 5.12 and later in memory, as `torch.save` writes it.
+    """
     block = prefix + r"encoder\.layers\.(\d)\.blocks\.(\d+)\."
     return (
         Rule(prefix + r"embeddings\.patch_embeddings\.projection\.(weight|bias)", _BODY + r"patch_embed.proj.\1"),
@@ -77,14 +80,17 @@ def hugging_face(prefix: str) -> tuple[Rule, ...]:
         Rule(block + r"layernorm_before\.(weight|bias)", _BLOCK_HERE + r"norm1.\3"),
         Rule(block + r"layernorm_after\.(weight|bias)", _BLOCK_HERE + r"norm2.\3"),
         *(
-            Rule(block + rf"attention\.self\.{name}\.(weight|bias)", _BLOCK_HERE + r"attn.qkv.\3", part=(number, 3))
-            for number, name in enumerate(("query", "key", "value"))
+            Rule(block + rf"attention\.(?:{name})\.(weight|bias)", _BLOCK_HERE + r"attn.qkv.\3", part=(number, 3))
+            for number, name in enumerate((r"self\.query|q_proj", r"self\.key|k_proj", r"self\.value|v_proj"))
         ),
-        Rule(block + r"attention\.output\.dense\.(weight|bias)", _BLOCK_HERE + r"attn.proj.\3"),
-        Rule(block + r"attention\.self\.relative_position_bias_table", _BLOCK_HERE + "attn.relative_position_bias_table"),
-        Rule(block + r"attention\.self\.relative_position_index", DROP),
-        Rule(block + r"intermediate\.dense\.(weight|bias)", _BLOCK_HERE + r"mlp.fc1.\3"),
-        Rule(block + r"output\.dense\.(weight|bias)", _BLOCK_HERE + r"mlp.fc2.\3"),
+        Rule(block + r"attention\.(?:output\.dense|o_proj)\.(weight|bias)", _BLOCK_HERE + r"attn.proj.\3"),
+        Rule(
+            block + r"attention\.(?:self|relative_position_bias)\.relative_position_bias_table",
+            _BLOCK_HERE + "attn.relative_position_bias_table",
+        ),
+        Rule(block + r"attention\.(?:self|relative_position_bias)\.relative_position_index", DROP),
+        Rule(block + r"(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)", _BLOCK_HERE + r"mlp.fc1.\3"),
+        Rule(block + r"(?:output\.dense|mlp\.fc2)\.(weight|bias)", _BLOCK_HERE + r"mlp.fc2.\3"),
         Rule(
             prefix + r"encoder\.layers\.(\d)\.downsample\.(norm|reduction)\.(.+)",
             _next_stage(_BODY + "layers_{}.downsample.{}.{}"),
