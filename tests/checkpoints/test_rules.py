@@ -9,6 +9,7 @@ from thingstuff.checkpoints.rules import (
     background_to_the_end,
     bgr_to_rgb,
     convert,
+    recounted,
     without_background,
     without_background_box,
 )
@@ -26,6 +27,18 @@ def test_names_follow_templates_and_functions_and_dropped_arrays_vanish():
     fitted = convert(foreign, RULES, {"body.conv1.weight": (2, 3), "convs.0.weight": (4,)}, "a.pth")
     assert list(fitted) == ["body.conv1.weight", "convs.0.weight"]
     torch.testing.assert_close(fitted["body.conv1.weight"], torch.ones(2, 3))
+
+
+def test_numbers_counted_from_elsewhere_keep_their_places():
+    rules = (
+        Rule(r"res(\d)\.(\d+)\.weight", recounted("layer{}.{}.weight", -1)),
+        Rule(r"stages\.(\d)\.(\d+)\.layer\.(\d)\.bias", recounted("layer{}.{}.conv{}.bias", 1, 0, 1)),
+    )
+    foreign = {"res2.10.weight": torch.zeros(1), "stages.0.12.layer.2.bias": torch.zeros(2)}
+    assert set(convert(foreign, rules, {"layer1.10.weight": (1,), "layer1.12.conv3.bias": (2,)}, "a.pth")) == {
+        "layer1.10.weight",
+        "layer1.12.conv3.bias",
+    }
 
 
 def test_all_misfits_are_told_in_one_error():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thingstuff.checkpoints import detectron2
 from thingstuff.checkpoints.recognise import Description, categories_for, refuse_unsupported
-from thingstuff.checkpoints.rules import Rule, bgr_to_rgb, rename
+from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.checkpoints.solo import grid_model
 from thingstuff.structures.preprocessing import IMAGENET_MEAN, Preprocessing, Resize
 
@@ -50,10 +50,6 @@ RULES = (
 )
 
 
-def _stem(is_bgr: bool) -> Rule:
-    return Rule(r"backbone\.bottom_up\.stem\.conv1\.weight", "backbone.body.conv1.weight", bgr_to_rgb if is_bgr else None)
-
-
 def detect(tensors: Mapping[str, Tensor]) -> bool:
     return any(key.startswith(("ins_head.cate_tower.", "ins_head.cate_pred.")) for key in tensors)
 
@@ -65,8 +61,8 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         CheckpointError: a variant that is not supported, or an array that every SOLOv2 has is missing.
     """
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
-    model, found = grid_model(rename(foreign, (_stem(is_bgr=False), *RULES)).tensors, name, LIBRARY)
+    model, found = grid_model(rename(foreign, (detectron2.stem(is_bgr=False), *RULES)).tensors, name, LIBRARY)
     bottleneck = found.backbone.name not in ("resnet18", "resnet34")
     config = replace(found, backbone=replace(found.backbone, stride_in_1x1=bottleneck, frozen_norms=True))
     preprocessing = Preprocessing(IMAGENET_MEAN, (1.0, 1.0, 1.0), short_side=800, long_side=1333, resize=Resize.PILLOW)
-    return Description(model, config, preprocessing, categories_for(config.classes), (_stem(is_bgr=True), *RULES))
+    return Description(model, config, preprocessing, categories_for(config.classes), (detectron2.stem(is_bgr=True), *RULES))

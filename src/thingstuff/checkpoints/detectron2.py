@@ -23,7 +23,7 @@ from thingstuff.checkpoints.recognise import (
     refuse_unsupported,
     with_semantic_branch,
 )
-from thingstuff.checkpoints.rules import DROP, Rule, background_to_the_end, bgr_to_rgb, rename
+from thingstuff.checkpoints.rules import DROP, Rule, background_to_the_end, bgr_to_rgb, recounted, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Thresholds
 from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
@@ -45,46 +45,46 @@ UNSUPPORTED = (
     (r"roi_heads\.(mask_point_head|mask_coarse_head|mask_head\.(point_head|coarse_head))\..+", "PointRend"),
 )
 
-_STEM = r"backbone\.bottom_up\.stem\.conv1\.weight"
-_STEM_HERE = "backbone.body.conv1.weight"
-
-
-def _less(template: str, by: int) -> Callable[[re.Match[str]], str]:
-    """A replacement that lowers the first group of a match: res2 is layer1, fpn_lateral2 is lateral.0, conv1 is convs.0."""
-
-    def replacement(match: re.Match[str]) -> str:
-        first, *others = match.groups()
-        return template.format(int(first) - by, *others)
-
-    return replacement
-
-
 _BODY = r"backbone\.bottom_up\."
 _HEADS = r"roi_heads\."
 
+
+def stem(is_bgr: bool, prefix: str = _BODY) -> Rule:
+    """The rule of the first convolution of a ResNet below a prefix (a pattern)."""
+    return Rule(prefix + r"stem\.conv1\.weight", "backbone.body.conv1.weight", bgr_to_rgb if is_bgr else None)
+
+
+def resnet(prefix: str = _BODY) -> tuple[Rule, ...]:
+    """Those of the rest of it."""
+    block = prefix + r"res([2-5])\.(\d+)\."
+    return (
+        Rule(prefix + r"stem\.conv1\.norm\.(.+)", r"backbone.body.bn1.\1"),
+        Rule(block + r"conv([1-3])\.weight", recounted("backbone.body.layer{}.{}.conv{}.weight", -1)),
+        Rule(block + r"conv([1-3])\.norm\.(.+)", recounted("backbone.body.layer{}.{}.bn{}.{}", -1)),
+        Rule(block + r"conv2_offset\.(weight|bias)", recounted("backbone.body.layer{}.{}.conv2.offset.{}", -1)),
+        Rule(block + r"shortcut\.weight", recounted("backbone.body.layer{}.{}.downsample.0.weight", -1)),
+        Rule(block + r"shortcut\.norm\.(.+)", recounted("backbone.body.layer{}.{}.downsample.1.{}", -1)),
+    )
+
+
 MASK_RCNN = (
-    Rule(_BODY + r"stem\.conv1\.norm\.(.+)", r"backbone.body.bn1.\1"),
-    Rule(_BODY + r"res([2-5])\.(\d+)\.conv([1-3])\.weight", _less("backbone.body.layer{}.{}.conv{}.weight", 1)),
-    Rule(_BODY + r"res([2-5])\.(\d+)\.conv([1-3])\.norm\.(.+)", _less("backbone.body.layer{}.{}.bn{}.{}", 1)),
-    Rule(_BODY + r"res([2-5])\.(\d+)\.conv2_offset\.(weight|bias)", _less("backbone.body.layer{}.{}.conv2.offset.{}", 1)),
-    Rule(_BODY + r"res([2-5])\.(\d+)\.shortcut\.weight", _less("backbone.body.layer{}.{}.downsample.0.weight", 1)),
-    Rule(_BODY + r"res([2-5])\.(\d+)\.shortcut\.norm\.(.+)", _less("backbone.body.layer{}.{}.downsample.1.{}", 1)),
-    Rule(r"backbone\.fpn_lateral([2-5])\.(weight|bias)", _less("neck.lateral.{}.conv.{}", 2)),
-    Rule(r"backbone\.fpn_lateral([2-5])\.norm\.(.+)", _less("neck.lateral.{}.norm.{}", 2)),
-    Rule(r"backbone\.fpn_output([2-5])\.(weight|bias)", _less("neck.output.{}.conv.{}", 2)),
-    Rule(r"backbone\.fpn_output([2-5])\.norm\.(.+)", _less("neck.output.{}.norm.{}", 2)),
+    *resnet(),
+    Rule(r"backbone\.fpn_lateral([2-5])\.(weight|bias)", recounted("neck.lateral.{}.conv.{}", -2)),
+    Rule(r"backbone\.fpn_lateral([2-5])\.norm\.(.+)", recounted("neck.lateral.{}.norm.{}", -2)),
+    Rule(r"backbone\.fpn_output([2-5])\.(weight|bias)", recounted("neck.output.{}.conv.{}", -2)),
+    Rule(r"backbone\.fpn_output([2-5])\.norm\.(.+)", recounted("neck.output.{}.norm.{}", -2)),
     Rule(r"proposal_generator\.rpn_head\.conv\.(weight|bias)", r"rpn.convs.0.conv.\1"),
     Rule(r"proposal_generator\.rpn_head\.conv\.conv(\d+)\.(weight|bias)", r"rpn.convs.\1.conv.\2"),
     Rule(r"proposal_generator\.rpn_head\.objectness_logits\.(weight|bias)", r"rpn.objectness.\1"),
     Rule(r"proposal_generator\.rpn_head\.anchor_deltas\.(weight|bias)", r"rpn.deltas.\1"),
     Rule(r"proposal_generator\.anchor_generator\.cell_anchors\.\d+", DROP),  # computed here, from the sizes they show
-    Rule(_HEADS + r"box_head\.conv(\d+)\.(weight|bias)", _less("box_head.convs.{}.conv.{}", 1)),
-    Rule(_HEADS + r"box_head\.conv(\d+)\.norm\.(.+)", _less("box_head.convs.{}.norm.{}", 1)),
-    Rule(_HEADS + r"box_head\.fc(\d+)\.(weight|bias)", _less("box_head.fcs.{}.{}", 1)),
+    Rule(_HEADS + r"box_head\.conv(\d+)\.(weight|bias)", recounted("box_head.convs.{}.conv.{}", -1)),
+    Rule(_HEADS + r"box_head\.conv(\d+)\.norm\.(.+)", recounted("box_head.convs.{}.norm.{}", -1)),
+    Rule(_HEADS + r"box_head\.fc(\d+)\.(weight|bias)", recounted("box_head.fcs.{}.{}", -1)),
     Rule(_HEADS + r"box_predictor\.cls_score\.(weight|bias)", r"box_head.classes.\1"),
     Rule(_HEADS + r"box_predictor\.bbox_pred\.(weight|bias)", r"box_head.deltas.\1"),
-    Rule(_HEADS + r"mask_head\.mask_fcn(\d+)\.(weight|bias)", _less("mask_head.convs.{}.conv.{}", 1)),
-    Rule(_HEADS + r"mask_head\.mask_fcn(\d+)\.norm\.(.+)", _less("mask_head.convs.{}.norm.{}", 1)),
+    Rule(_HEADS + r"mask_head\.mask_fcn(\d+)\.(weight|bias)", recounted("mask_head.convs.{}.conv.{}", -1)),
+    Rule(_HEADS + r"mask_head\.mask_fcn(\d+)\.norm\.(.+)", recounted("mask_head.convs.{}.norm.{}", -1)),
     Rule(_HEADS + r"mask_head\.deconv\.(weight|bias)", r"mask_head.upsample.\1"),
     Rule(_HEADS + r"mask_head\.predictor\.(weight|bias)", r"mask_head.logits.\1"),
     Rule(r"pixel_(mean|std)", DROP),  # Preprocessing holds them here
@@ -121,7 +121,7 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         CheckpointError: another network of detectron2's, or an array that a Mask R-CNN needs is missing.
     """
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
-    tensors = rename(foreign, (Rule(_STEM, _STEM_HERE), *PANOPTIC_FPN)).tensors
+    tensors = rename(foreign, (stem(is_bgr=False), *PANOPTIC_FPN)).tensors
     found = mask_rcnn_config(tensors, name)
     preprocessing, is_bgr = _preprocessing(foreign, is_grouped(found.backbone))
     config = replace(
@@ -131,11 +131,11 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     )
     config = with_semantic_branch(_with_anchors(config, foreign, name), tensors)
     demand_anchor_count(config, tensors, name)
-    stem = Rule(_STEM, _STEM_HERE, bgr_to_rgb if is_bgr else None)
+    first = stem(is_bgr)
     if isinstance(config, PanopticFPNConfig):
         categories = categories_for(config.things, config.stuff)
-        return Description(PanopticFPN, config, preprocessing, categories, (stem, *PANOPTIC_FPN))
-    return Description(MaskRCNN, config, preprocessing, categories_for(config.classes), (stem, *MASK_RCNN))
+        return Description(PanopticFPN, config, preprocessing, categories, (first, *PANOPTIC_FPN))
+    return Description(MaskRCNN, config, preprocessing, categories_for(config.classes), (first, *MASK_RCNN))
 
 
 def _preprocessing(foreign: Mapping[str, Tensor], grouped: bool) -> tuple[Preprocessing, bool]:

@@ -16,17 +16,16 @@ from thingstuff.checkpoints.mask_classification import (
     ENCODER_HERE,
     END,
     LAYER_HERE,
-    UNSUPPORTED,
     attention,
     deformable_attention,
-    query_model,
-    usual_categories,
-    with_task,
+    described,
+    feed_forward,
+    normed,
 )
-from thingstuff.checkpoints.recognise import Description, refuse_unsupported
-from thingstuff.checkpoints.rules import DROP, Rule, rename
+from thingstuff.checkpoints.recognise import Description
+from thingstuff.checkpoints.rules import DROP, Rule, recounted
 from thingstuff.models.mask2former import Mask2Former
-from thingstuff.models.mask_classification import Convention, PostProcessing, Thresholds
+from thingstuff.models.mask_classification import Convention, PostProcessing
 from thingstuff.structures.preprocessing import Preprocessing
 
 LIBRARY = "Hugging Face"
@@ -41,31 +40,16 @@ _NORM = r"normalization\.(.+)"
 _RESNET = (
     Rule(_BACKBONE + r"embedder\.embedder\.convolution\.weight", "backbone.body.conv1.weight"),
     Rule(_BACKBONE + r"embedder\.embedder\." + _NORM, r"backbone.body.bn1.\1"),
-    Rule(
-        _RESNET_BLOCK + r"layer\.(\d)\.convolution\.weight",
-        lambda match: f"backbone.body.layer{int(match[1]) + 1}.{match[2]}.conv{int(match[3]) + 1}.weight",
-    ),
-    Rule(
-        _RESNET_BLOCK + r"layer\.(\d)\." + _NORM,
-        lambda match: f"backbone.body.layer{int(match[1]) + 1}.{match[2]}.bn{int(match[3]) + 1}.{match[4]}",
-    ),
-    Rule(
-        _RESNET_BLOCK + r"shortcut\.convolution\.weight",
-        lambda match: f"backbone.body.layer{int(match[1]) + 1}.{match[2]}.downsample.0.weight",
-    ),
-    Rule(
-        _RESNET_BLOCK + r"shortcut\." + _NORM,
-        lambda match: f"backbone.body.layer{int(match[1]) + 1}.{match[2]}.downsample.1.{match[3]}",
-    ),
+    Rule(_RESNET_BLOCK + r"layer\.(\d)\.convolution\.weight", recounted("backbone.body.layer{}.{}.conv{}.weight", 1, 0, 1)),
+    Rule(_RESNET_BLOCK + r"layer\.(\d)\." + _NORM, recounted("backbone.body.layer{}.{}.bn{}.{}", 1, 0, 1)),
+    Rule(_RESNET_BLOCK + r"shortcut\.convolution\.weight", recounted("backbone.body.layer{}.{}.downsample.0.weight", 1)),
+    Rule(_RESNET_BLOCK + r"shortcut\." + _NORM, recounted("backbone.body.layer{}.{}.downsample.1.{}", 1)),
 )
 
 _SWIN = (
     *swin.hugging_face(_BACKBONE + r"(?:model\.|swin\.)?"),
     Rule(_BACKBONE + r"hidden_states_norms\.([0-3])\." + END, r"backbone.level_norms.\1.\2"),
-    Rule(
-        _BACKBONE + r"hidden_states_norms\.stage([1-4])\." + END,
-        lambda match: f"backbone.level_norms.{int(match[1]) - 1}.{match[2]}",
-    ),
+    Rule(_BACKBONE + r"hidden_states_norms\.stage([1-4])\." + END, recounted("backbone.level_norms.{}.{}", -1)),
 )
 
 _ENCODER = _PIXELS + r"encoder\.layers\.(\d+)\."
@@ -83,12 +67,16 @@ def _attention(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
+def _normed(theirs: str, here: str) -> tuple[Rule, Rule]:
+    return normed(theirs + r"\.0", theirs + r"\.1", here)
+
+
 _SHARED = (
     *_attention("self_attn", "self_attention"),
     Rule(_LAYER + r"self_attn_layer_norm\." + END, LAYER_HERE + r"after_self_attention.norm.\2"),
-    Rule(_LAYER + r"(?:mlp\.)?fc1\." + END, LAYER_HERE + r"feed_forward.widen.\2"),
-    Rule(_LAYER + r"(?:mlp\.)?fc2\." + END, LAYER_HERE + r"feed_forward.narrow.\2"),
+    *feed_forward(_LAYER + r"(?:mlp\.)?fc1", _LAYER + r"(?:mlp\.)?fc2", LAYER_HERE),
     Rule(_LAYER + r"final_layer_norm\." + END, LAYER_HERE + r"after_feed_forward.norm.\2"),
+    Rule(_PIXELS + r"mask_projection\." + END, r"pixel_decoder.pixel_embeddings.\1"),
     Rule(_QUERIES + r"decoder\.layernorm\." + END, r"decoder.norm.\1"),
     Rule(_QUERIES + r"queries_embedder\.weight", "decoder.query_positions"),
     Rule(r"class_predictor\." + END, r"decoder.classes.\1"),
@@ -102,14 +90,10 @@ _MASK2FORMER = (
     Rule(_PIXELS + r"level_embed", "pixel_decoder.level_embeddings"),
     *deformable_attention(_ENCODER + r"self_attn"),
     Rule(_ENCODER + r"self_attn_layer_norm\." + END, ENCODER_HERE + r"after_attention.norm.\2"),
-    Rule(_ENCODER + r"fc1\." + END, ENCODER_HERE + r"feed_forward.widen.\2"),
-    Rule(_ENCODER + r"fc2\." + END, ENCODER_HERE + r"feed_forward.narrow.\2"),
+    *feed_forward(_ENCODER + "fc1", _ENCODER + "fc2", ENCODER_HERE),
     Rule(_ENCODER + r"final_layer_norm\." + END, ENCODER_HERE + r"after_feed_forward.norm.\2"),
-    Rule(_PIXELS + r"adapter_1\.0\.weight", "pixel_decoder.lateral.conv.weight"),
-    Rule(_PIXELS + r"adapter_1\.1\." + END, r"pixel_decoder.lateral.norm.\1"),
-    Rule(_PIXELS + r"layer_1\.0\.weight", "pixel_decoder.output.conv.weight"),
-    Rule(_PIXELS + r"layer_1\.1\." + END, r"pixel_decoder.output.norm.\1"),
-    Rule(_PIXELS + r"mask_projection\." + END, r"pixel_decoder.pixel_embeddings.\1"),
+    *_normed(_PIXELS + "adapter_1", "pixel_decoder.lateral"),
+    *_normed(_PIXELS + "layer_1", "pixel_decoder.output"),
     Rule(_QUERIES + r"queries_features\.weight", "decoder.queries"),
     Rule(_QUERIES + r"level_embed\.weight", "decoder.level_embeddings"),
     Rule(_QUERIES + r"input_projections\.(\d)\." + END, r"decoder.inputs.\1.\2"),
@@ -120,18 +104,13 @@ _MASK2FORMER = (
 
 _MASKFORMER = (
     *_SHARED,
-    Rule(_PIXELS + r"fpn\.stem\.0\.weight", "pixel_decoder.top.conv.weight"),
-    Rule(_PIXELS + r"fpn\.stem\.1\." + END, r"pixel_decoder.top.norm.\1"),
+    *_normed(_PIXELS + r"fpn\.stem", "pixel_decoder.top"),
     *(
         rule
         for level in range(3)  # theirs run from C4 down to C2
-        for theirs, ours in (("proj", f"lateral.{2 - level}"), ("block", f"output.{2 - level}"))
-        for rule in (
-            Rule(_PIXELS + rf"fpn\.layers\.{level}\.{theirs}\.0\.weight", f"pixel_decoder.{ours}.conv.weight"),
-            Rule(_PIXELS + rf"fpn\.layers\.{level}\.{theirs}\.1\." + END, rf"pixel_decoder.{ours}.norm.\1"),
-        )
+        for theirs, ours in (("proj", "lateral"), ("block", "output"))
+        for rule in _normed(_PIXELS + rf"fpn\.layers\.{level}\.{theirs}", f"pixel_decoder.{ours}.{2 - level}")
     ),
-    Rule(_PIXELS + r"mask_projection\." + END, r"pixel_decoder.pixel_embeddings.\1"),
     Rule(_QUERIES + r"input_projection\." + END, r"decoder.input.\1"),
     *_attention("encoder_attn", "cross_attention"),
     Rule(_LAYER + r"encoder_attn_layer_norm\." + END, LAYER_HERE + r"after_cross_attention.norm.\2"),
@@ -152,14 +131,12 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     is_mask2former = any(".queries_features." in key for key in foreign)
     is_swin = any(".blocks." in key for key in foreign)
     rules = (*(_SWIN if is_swin else _RESNET), *(_MASK2FORMER if is_mask2former else _MASKFORMER))
-    refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
-    model, found = query_model(rename(foreign, rules).tensors, name, LIBRARY)
-    categories = usual_categories(found.classes, name)
+    model, found, categories = described(foreign, rules, name, LIBRARY)
     config = replace(
         found,
         post_processing=PostProcessing(Convention.HUGGING_FACE, 384 if model is Mask2Former else None, only_sure=False),
-        thresholds=Thresholds(score=0.5, merge_score=0.5),
+        thresholds=replace(found.thresholds, score=0.5, merge_score=0.5),
     )
     # as in the published preprocessors: Mask2Former's images are squares, MaskFormer's are stretched to multiples of 32
     images = Preprocessing(short_side=384, square=True) if model is Mask2Former else Preprocessing(stretch=True)
-    return Description(model, with_task(config, categories), images, categories, rules)
+    return Description(model, config, images, categories, rules)

@@ -10,20 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
-from thingstuff.checkpoints import swin
+from thingstuff.checkpoints import detectron2, swin
 from thingstuff.checkpoints.mask_classification import (
     ENCODER_HERE,
     END,
     LAYER_HERE,
-    UNSUPPORTED,
     attention,
     deformable_attention,
-    query_model,
-    usual_categories,
-    with_task,
+    described,
+    feed_forward,
+    normed,
 )
-from thingstuff.checkpoints.recognise import Description, refuse_unsupported
-from thingstuff.checkpoints.rules import DROP, Rule, rename
+from thingstuff.checkpoints.recognise import Description
+from thingstuff.checkpoints.rules import DROP, Rule
 from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 LIBRARY = "Mask2Former's authors"
@@ -31,27 +30,19 @@ LIBRARY = "Mask2Former's authors"
 _PIXELS = r"sem_seg_head\.pixel_decoder\."
 _QUERIES = r"sem_seg_head\.predictor\."
 _ENCODER = _PIXELS + r"transformer\.encoder\.layers\.(\d+)\."
-_LAYER = _QUERIES + r"transformer\.decoder\.layers\.(\d+)\."
+_LAYER = _QUERIES + r"transformer\.decoder\.layers\.(\d+)\."  # of MaskFormer
+_FFN = _QUERIES + r"transformer_ffn_layers\.(\d+)\."  # of Mask2Former, which numbers each part of its layers apart
 
-_RESNET = (
-    Rule(r"backbone\.stem\.conv1\.weight", "backbone.body.conv1.weight"),
-    Rule(r"backbone\.stem\.conv1\.norm\.(.+)", r"backbone.body.bn1.\1"),
-    *(
-        rule
-        for stage in (1, 2, 3, 4)
-        for rule in (
-            Rule(rf"backbone\.res{stage + 1}\.(\d+)\.conv([1-3])\.weight", rf"backbone.body.layer{stage}.\1.conv\2.weight"),
-            Rule(rf"backbone\.res{stage + 1}\.(\d+)\.conv([1-3])\.norm\.(.+)", rf"backbone.body.layer{stage}.\1.bn\2.\3"),
-            Rule(rf"backbone\.res{stage + 1}\.(\d+)\.shortcut\.weight", rf"backbone.body.layer{stage}.\1.downsample.0.weight"),
-            Rule(rf"backbone\.res{stage + 1}\.(\d+)\.shortcut\.norm\.(.+)", rf"backbone.body.layer{stage}.\1.downsample.1.\2"),
-        )
-    ),
-)
+_RESNET = (detectron2.stem(is_bgr=False, prefix=r"backbone\."), *detectron2.resnet(r"backbone\."))
+
+
+def _normed(theirs: str, here: str) -> tuple[Rule, Rule]:
+    return normed(theirs, theirs + r"\.norm", here)
+
 
 _SHARED = (
     Rule(_PIXELS + r"mask_features\." + END, r"pixel_decoder.pixel_embeddings.\1"),
-    Rule(_ENCODER + r"linear1\." + END, ENCODER_HERE + r"feed_forward.widen.\2"),
-    Rule(_ENCODER + r"linear2\." + END, ENCODER_HERE + r"feed_forward.narrow.\2"),
+    *feed_forward(_ENCODER + "linear1", _ENCODER + "linear2", ENCODER_HERE),
     Rule(_ENCODER + r"norm2\." + END, ENCODER_HERE + r"after_feed_forward.norm.\2"),
     Rule(_QUERIES + r"query_embed\.weight", "decoder.query_positions"),
     Rule(_QUERIES + r"class_embed\." + END, r"decoder.classes.\1"),
@@ -67,10 +58,8 @@ _MASK2FORMER = (
     Rule(_PIXELS + r"transformer\.level_embed", "pixel_decoder.level_embeddings"),
     *deformable_attention(_ENCODER + r"self_attn"),
     Rule(_ENCODER + r"norm1\." + END, ENCODER_HERE + r"after_attention.norm.\2"),
-    Rule(_PIXELS + r"adapter_1\.weight", "pixel_decoder.lateral.conv.weight"),
-    Rule(_PIXELS + r"adapter_1\.norm\." + END, r"pixel_decoder.lateral.norm.\1"),
-    Rule(_PIXELS + r"layer_1\.weight", "pixel_decoder.output.conv.weight"),
-    Rule(_PIXELS + r"layer_1\.norm\." + END, r"pixel_decoder.output.norm.\1"),
+    *_normed(_PIXELS + "adapter_1", "pixel_decoder.lateral"),
+    *_normed(_PIXELS + "layer_1", "pixel_decoder.output"),
     *(
         rule
         for theirs, name, ours in (
@@ -83,9 +72,8 @@ _MASK2FORMER = (
             Rule(layer + r"norm\." + END, LAYER_HERE + rf"after_{ours}.norm.\2"),
         )
     ),
-    Rule(_QUERIES + r"transformer_ffn_layers\.(\d+)\.linear1\." + END, LAYER_HERE + r"feed_forward.widen.\2"),
-    Rule(_QUERIES + r"transformer_ffn_layers\.(\d+)\.linear2\." + END, LAYER_HERE + r"feed_forward.narrow.\2"),
-    Rule(_QUERIES + r"transformer_ffn_layers\.(\d+)\.norm\." + END, LAYER_HERE + r"after_feed_forward.norm.\2"),
+    *feed_forward(_FFN + "linear1", _FFN + "linear2", LAYER_HERE),
+    Rule(_FFN + r"norm\." + END, LAYER_HERE + r"after_feed_forward.norm.\2"),
     Rule(_QUERIES + r"decoder_norm\." + END, r"decoder.norm.\1"),
     Rule(_QUERIES + r"(?:query_feat|static_query)\.weight", "decoder.queries"),  # the second in files of its first weeks
     Rule(_QUERIES + r"level_embed\.weight", "decoder.level_embeddings"),
@@ -97,16 +85,12 @@ _MASKFORMER = (
     Rule(_PIXELS + r"input_proj\." + END, r"pixel_decoder.input.\1"),
     *attention(_ENCODER + "self_attn", ENCODER_HERE + "self_attention"),
     Rule(_ENCODER + r"norm1\." + END, ENCODER_HERE + r"after_self_attention.norm.\2"),
-    Rule(_PIXELS + r"layer_4\.weight", "pixel_decoder.top.conv.weight"),
-    Rule(_PIXELS + r"layer_4\.norm\." + END, r"pixel_decoder.top.norm.\1"),
+    *_normed(_PIXELS + "layer_4", "pixel_decoder.top"),
     *(
         rule
         for level in range(3)
-        for theirs, ours in ((f"adapter_{level + 1}", f"lateral.{level}"), (f"layer_{level + 1}", f"output.{level}"))
-        for rule in (
-            Rule(_PIXELS + theirs + r"\.weight", f"pixel_decoder.{ours}.conv.weight"),
-            Rule(_PIXELS + theirs + r"\.norm\." + END, rf"pixel_decoder.{ours}.norm.\1"),
-        )
+        for theirs, ours in (("adapter", "lateral"), ("layer", "output"))
+        for rule in _normed(_PIXELS + f"{theirs}_{level + 1}", f"pixel_decoder.{ours}.{level}")
     ),
     *(
         rule
@@ -116,8 +100,7 @@ _MASKFORMER = (
             Rule(_LAYER + rf"norm{norm}\." + END, LAYER_HERE + rf"after_{ours}.norm.\2"),
         )
     ),
-    Rule(_LAYER + r"linear1\." + END, LAYER_HERE + r"feed_forward.widen.\2"),
-    Rule(_LAYER + r"linear2\." + END, LAYER_HERE + r"feed_forward.narrow.\2"),
+    *feed_forward(_LAYER + "linear1", _LAYER + "linear2", LAYER_HERE),
     Rule(_LAYER + r"norm3\." + END, LAYER_HERE + r"after_feed_forward.norm.\2"),
     Rule(_QUERIES + r"transformer\.decoder\.norm\." + END, r"decoder.norm.\1"),
     Rule(_QUERIES + r"input_proj\." + END, r"decoder.input.\1"),
@@ -138,7 +121,5 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     is_mask2former = any(".transformer_cross_attention_layers." in key for key in foreign)
     is_swin = any(key.startswith("backbone.layers.") for key in foreign)
     rules = (*(swin.AUTHORS if is_swin else _RESNET), *(_MASK2FORMER if is_mask2former else _MASKFORMER))
-    refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
-    model, found = query_model(rename(foreign, rules).tensors, name, LIBRARY)
-    categories = usual_categories(found.classes, name)
-    return Description(model, with_task(found, categories), Preprocessing(resize=Resize.PILLOW), categories, rules)
+    model, config, categories = described(foreign, rules, name, LIBRARY)
+    return Description(model, config, Preprocessing(resize=Resize.PILLOW), categories, rules)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from thingstuff.checkpoints.recognise import count, resnet_config
-from thingstuff.checkpoints.rules import Rule
+from thingstuff.checkpoints.recognise import count, refuse_unsupported, resnet_config
+from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.checkpoints.swin import is_swin, swin_config
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
@@ -22,7 +22,7 @@ from thingstuff.structures.scenes import ADE20K, ADE20K_THINGS, MAPILLARY_VISTAS
 
 HEADS = 8  # of every attention in the published networks; no array shows it
 
-# Patterns of our names and what they give away.
+# Patterns of the libraries' names and what they give away.
 UNSUPPORTED = (
     (r"backbone\.stem\.(\d|conv1_\d|conv[23])\..+", "a ResNet with a deep stem"),
     (r".+\.conv_offset(_mask)?\..+|.+\.conv2_offset(_mask)?\..+", "a backbone with deformable convolutions"),
@@ -48,7 +48,33 @@ def deformable_attention(theirs: str) -> tuple[Rule, ...]:
     return tuple(Rule(theirs + rf"\.{name}\." + END, ENCODER_HERE + rf"attention.{ours}.\2") for name, ours in names.items())
 
 
+def feed_forward(widen: str, narrow: str, here: str) -> tuple[Rule, Rule]:
+    """The two linear layers behind the attentions of a layer."""
+    return Rule(widen + r"\." + END, here + r"feed_forward.widen.\2"), Rule(
+        narrow + r"\." + END, here + r"feed_forward.narrow.\2"
+    )
+
+
+def normed(conv: str, norm: str, here: str) -> tuple[Rule, Rule]:
+    """A convolution without bias, and the norm that follows it."""
+    return Rule(conv + r"\.weight", here + ".conv.weight"), Rule(norm + r"\." + END, here + r".norm.\1")
+
+
 # What the arrays tell
+
+
+def described(
+    foreign: Mapping[str, Tensor], rules: Sequence[Rule], name: str, library: str
+) -> tuple[type[MaskClassifier], Mask2FormerConfig | MaskFormerConfig, Categories]:
+    """The network, its config and its classes where a library's files hold arrays and nothing else.
+
+    Raises:
+        CheckpointError: a variant that is not supported, or an array that every such network has is missing.
+    """
+    refuse_unsupported(list(foreign), UNSUPPORTED, name, library)
+    model, config = query_model(rename(foreign, rules).tensors, name, library)
+    categories = usual_categories(config.classes, name)
+    return model, with_task(config, categories), categories
 
 
 def query_model(

@@ -15,7 +15,9 @@ from thingstuff.checkpoints.mask_classification import (
     UNSUPPORTED,
     attention,
     deformable_attention,
+    feed_forward,
     known_categories,
+    normed,
     query_model,
     usual_categories,
     warn_of_guess,
@@ -52,11 +54,9 @@ _FEED_FORWARD = r"(?:ffn|ffns\.0)\.layers\."
 
 _SHARED = (
     Rule(_PIXELS + r"mask_feature\." + END, r"pixel_decoder.pixel_embeddings.\1"),
-    Rule(_ENCODER + _FEED_FORWARD + r"0\.0\." + END, ENCODER_HERE + r"feed_forward.widen.\2"),
-    Rule(_ENCODER + _FEED_FORWARD + r"1\." + END, ENCODER_HERE + r"feed_forward.narrow.\2"),
+    *feed_forward(_ENCODER + _FEED_FORWARD + r"0\.0", _ENCODER + _FEED_FORWARD + "1", ENCODER_HERE),
     Rule(_ENCODER + r"norms\.1\." + END, ENCODER_HERE + r"after_feed_forward.norm.\2"),
-    Rule(_LAYER + _FEED_FORWARD + r"0\.0\." + END, LAYER_HERE + r"feed_forward.widen.\2"),
-    Rule(_LAYER + _FEED_FORWARD + r"1\." + END, LAYER_HERE + r"feed_forward.narrow.\2"),
+    *feed_forward(_LAYER + _FEED_FORWARD + r"0\.0", _LAYER + _FEED_FORWARD + "1", LAYER_HERE),
     Rule(_LAYER + r"norms\.2\." + END, LAYER_HERE + r"after_feed_forward.norm.\2"),
     Rule(_HEAD + r"transformer_decoder\.post_norm\." + END, r"decoder.norm.\1"),
     Rule(_HEAD + r"query_embed\.weight", "decoder.query_positions"),
@@ -65,6 +65,10 @@ _SHARED = (
     Rule(_HEAD + r"mask_embed\.2\." + END, r"decoder.masks.layers.1.\1"),
     Rule(_HEAD + r"mask_embed\.4\." + END, r"decoder.masks.layers.2.\1"),
 )
+
+
+def _normed(theirs: str, here: str) -> tuple[Rule, Rule]:
+    return normed(theirs + r"\.conv", theirs + r"\.gn", here)
 
 
 def _attentions(*order: str) -> tuple[Rule, ...]:
@@ -87,10 +91,8 @@ _MASK2FORMER = (
     Rule(_PIXELS + r"level_encoding\.weight", "pixel_decoder.level_embeddings"),
     *deformable_attention(_ENCODER + r"(?:self_attn|attentions\.0)"),
     Rule(_ENCODER + r"norms\.0\." + END, ENCODER_HERE + r"after_attention.norm.\2"),
-    Rule(_PIXELS + r"lateral_convs\.0\.conv\.weight", "pixel_decoder.lateral.conv.weight"),
-    Rule(_PIXELS + r"lateral_convs\.0\.gn\." + END, r"pixel_decoder.lateral.norm.\1"),
-    Rule(_PIXELS + r"output_convs\.0\.conv\.weight", "pixel_decoder.output.conv.weight"),
-    Rule(_PIXELS + r"output_convs\.0\.gn\." + END, r"pixel_decoder.output.norm.\1"),
+    *_normed(_PIXELS + r"lateral_convs\.0", "pixel_decoder.lateral"),
+    *_normed(_PIXELS + r"output_convs\.0", "pixel_decoder.output"),
     Rule(_HEAD + r"query_feat\.weight", "decoder.queries"),
     Rule(_HEAD + r"level_embed\.weight", "decoder.level_embeddings"),
     Rule(_HEAD + r"decoder_input_projs\.(\d)\." + END, r"decoder.inputs.\1.\2"),
@@ -102,15 +104,12 @@ _MASKFORMER = (
     Rule(_PIXELS + r"encoder_in_proj\." + END, r"pixel_decoder.input.\1"),
     *attention(_ENCODER + r"(?:self_attn|attentions\.0)\.attn", ENCODER_HERE + "self_attention"),
     Rule(_ENCODER + r"norms\.0\." + END, ENCODER_HERE + r"after_self_attention.norm.\2"),
-    Rule(_PIXELS + r"(?:last_feat_conv|encoder_out_proj)\.conv\.weight", "pixel_decoder.top.conv.weight"),
-    Rule(_PIXELS + r"(?:last_feat_conv|encoder_out_proj)\.gn\." + END, r"pixel_decoder.top.norm.\1"),
+    *_normed(_PIXELS + r"(?:last_feat_conv|encoder_out_proj)", "pixel_decoder.top"),
     *(
         rule
-        for theirs, ours in (("lateral_convs", "lateral"), ("output_convs", "output"))
-        for rule in (
-            Rule(_PIXELS + theirs + r"\.(\d)\.conv\.weight", rf"pixel_decoder.{ours}.\1.conv.weight"),
-            Rule(_PIXELS + theirs + r"\.(\d)\.gn\." + END, rf"pixel_decoder.{ours}.\1.norm.\2"),
-        )
+        for level in range(3)
+        for part in ("lateral", "output")
+        for rule in _normed(_PIXELS + rf"{part}_convs\.{level}", f"pixel_decoder.{part}.{level}")
     ),
     Rule(_HEAD + r"decoder_input_proj\." + END, r"decoder.input.\1"),
 )

@@ -37,6 +37,19 @@ class Rule:
     part: tuple[int, int] | None = None  # (number from 0, of how many)
 
 
+def recounted(template: str, *by: int) -> Callable[[re.Match[str]], str]:
+    """A replacement for numbers that are counted from elsewhere: res2 is layer1, `recounted("layer{}.{}", -1)`.
+
+    The groups of a match fill the template one after the other, each raised by its number in `by`, or as it is where that ends.
+    """
+
+    def replacement(match: re.Match[str]) -> str:
+        groups = match.groups()
+        return template.format(*(int(group) + step for group, step in zip(groups, by, strict=False)), *groups[len(by) :])
+
+    return replacement
+
+
 @dataclass(frozen=True)
 class Renamed:
     """Arrays under our names, and what went wrong on the way."""

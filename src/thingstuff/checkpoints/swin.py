@@ -5,25 +5,19 @@ patches with `unfold`, channel by channel; the authors, timm and Hugging Face pa
 """
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from thingstuff.checkpoints.recognise import count
-from thingstuff.checkpoints.rules import DROP, Rule
+from thingstuff.checkpoints.rules import DROP, Rule, recounted
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
 
 _BODY = "backbone.body."
 
 
-def _next_stage(template: str) -> Callable[[re.Match[str]], str]:
-    def replacement(match: re.Match[str]) -> str:
-        first, *others = match.groups()
-        return template.format(int(first) + 1, *others)
-
-    return replacement
+_MERGING = recounted(_BODY + "layers_{}.downsample.{}.{}", 1)
 
 
 def _by_patch(values: Tensor) -> Tensor:
@@ -44,7 +38,7 @@ AUTHORS = (  # Liu et al.'s code for dense prediction, as detectron2's users hav
         _BODY + r"layers_\1.blocks.\2.attn.relative_position_bias_table",
     ),
     Rule(r"backbone\.layers\.\d\.blocks\.\d+\.(attn\.relative_position_index|attn_mask)", DROP),
-    Rule(r"backbone\.layers\.(\d)\.downsample\.(norm|reduction)\.(.+)", _next_stage(_BODY + "layers_{}.downsample.{}.{}")),
+    Rule(r"backbone\.layers\.(\d)\.downsample\.(norm|reduction)\.(.+)", _MERGING),
     Rule(r"backbone\.norm([0-3])\.(weight|bias)", r"backbone.level_norms.\1.\2"),
 )
 
@@ -61,7 +55,7 @@ MMDETECTION = (
     Rule(_BLOCK + r"ffn\.layers\.1\.(weight|bias)", _BLOCK_HERE + r"mlp.fc2.\3"),
     Rule(
         r"backbone\.stages\.(\d)\.downsample\.(norm|reduction)\.(.+)",
-        _next_stage(_BODY + "layers_{}.downsample.{}.{}"),
+        _MERGING,
         _by_patch,
     ),
     Rule(r"backbone\.norm([0-3])\.(weight|bias)", r"backbone.level_norms.\1.\2"),
@@ -93,7 +87,7 @@ def hugging_face(prefix: str) -> tuple[Rule, ...]:
         Rule(block + r"(?:output\.dense|mlp\.fc2)\.(weight|bias)", _BLOCK_HERE + r"mlp.fc2.\3"),
         Rule(
             prefix + r"encoder\.layers\.(\d)\.downsample\.(norm|reduction)\.(.+)",
-            _next_stage(_BODY + "layers_{}.downsample.{}.{}"),
+            _MERGING,
         ),
         Rule(prefix + r"layernorm\.(weight|bias)", DROP),  # of the last level, for classification
     )
