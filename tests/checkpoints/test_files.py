@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 
 from thingstuff.checkpoints.files import is_own_format, read, read_header, read_weights, save
 from thingstuff.errors import CheckpointError
-from thingstuff.models.catalog import MASK_RCNN_TINY
+from thingstuff.models.catalog import CATALOG, MASK_RCNN_TINY
 from thingstuff.models.mask_rcnn import MaskRCNN
+from thingstuff.segmenter import load
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.preprocessing import Preprocessing
 
@@ -498,9 +499,70 @@ def test_a_value_that_is_no_array_is_named(tmp_path):
         read_weights(tmp_path / "a.pth")
 
 
-def test_a_file_without_the_mark_is_not_our_own(own_file, tmp_path):
-    path = rewritten(own_file, tmp_path, format=None)
-    assert not is_own_format(path)
+@pytest.mark.parametrize(("mark", "stated"), [(None, "missing"), ("pt", "'pt'")])
+def test_an_own_file_that_lost_its_mark_says_so(own_file, tmp_path, mark, stated):
+    path = rewritten(own_file, tmp_path, format=mark)
+    assert is_own_format(path)
+    with pytest.raises(CheckpointError, match=rf"its metadata is damaged: format is {stated} where thingstuff writes 'thingst"):
+        load(path)
+
+
+@pytest.mark.parametrize("lost", ["format_version", "architecture"])
+def test_an_own_file_that_lost_what_it_is_says_so(own_file, tmp_path, lost):
+    with pytest.raises(CheckpointError, match=f"its metadata is damaged: {lost} missing; take the file as it was written"):
+        load(rewritten(own_file, tmp_path, **{lost: None}))
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn-tiny", "panoptic-fpn-tiny", "yolact-tiny", "solov2-tiny", "mask2former-tiny"])
+def test_arrays_of_our_own_without_their_metadata_are_taken_for_no_other_family(tmp_path, name):
+    model_class, config, _ = CATALOG[name]
+    with torch.device("meta"):
+        shapes = {key: tensor.shape for key, tensor in model_class(config).state_dict().items()}
+    tensors = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    save_file(tensors, tmp_path / "bare.safetensors")
+    torch.save(tensors, tmp_path / "bare.pth")
+    for path in (tmp_path / "bare.safetensors", tmp_path / "bare.pth"):
+        assert not is_own_format(path)
+        with pytest.raises(CheckpointError, match=r"named as thingstuff names them, but its metadata, .* is missing"):
+            load(path)
+
+
+def test_a_file_without_any_mark_is_not_our_own(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors", {"format": "pt", "config": "{}"})
+    assert not is_own_format(tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="not written by thingstuff"):
-        read(path)
+        read(tmp_path / "other.safetensors")
     assert not is_own_format(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("part", "lost", "message"),
+    [
+        ("preprocessing", None, "preprocessing: has no mean, std, short_side, long_side, pad_multiple, resize, which every file"),
+        ("preprocessing", "std", "preprocessing: has no std, which every file holds: it is damaged"),
+        ("config", None, "config: has no backbone, classes, thresholds, which every file holds: it is damaged"),
+        ("config", "classes", "config: has no classes"),
+        ("categories", None, "categories: holds none of the fields of Categories: it is damaged"),
+    ],
+)
+def test_what_every_file_holds_takes_no_default(own_file, tmp_path, part, lost, message):
+    with safetensors.safe_open(own_file, "pt") as file:
+        content = json.loads(file.metadata()[part])
+    content = {key: value for key, value in content.items() if key != lost} if lost else {}
+    with pytest.raises(CheckpointError, match=rf"changed\.safetensors: {message}"):
+        read(rewritten(own_file, tmp_path, **{part: json.dumps(content)}))
+
+
+@pytest.mark.parametrize("part", ["backbone", "thresholds", "sampling"])
+def test_a_part_of_the_config_without_any_field_takes_no_default(own_file, tmp_path, part):
+    with pytest.raises(CheckpointError, match=rf"config\.{part}: holds none of the fields of "):
+        read(changed_config(own_file, tmp_path, **{part: {}}))
+
+
+def test_fields_younger_than_a_file_have_their_defaults(own_file, tmp_path):
+    with safetensors.safe_open(own_file, "pt") as file:
+        content = json.loads(file.metadata()["preprocessing"])
+    older = {key: value for key, value in content.items() if key not in ("stretch", "bit_depth")}
+    assert len(older) == len(content) - 2
+    _, _, preprocessing = read(rewritten(own_file, tmp_path, preprocessing=json.dumps(older)))
+    assert preprocessing == PREPROCESSING

@@ -37,6 +37,9 @@ LAYOUTS = (
     mmdetection,
 )
 
+# Our own networks have a part of each; torchvision's have the first alone.
+_OWN_PARTS = (("backbone.body.",), ("neck.", "pixel_decoder."))
+
 # Names by which files of other families are known, tried before the layouts above.
 _OTHER_FAMILIES = (
     (r"(attn_mask_probs|upscale_block\..+)", "EoMT"),
@@ -54,6 +57,11 @@ def load_foreign(path: str | Path) -> tuple[Model, Categories, Preprocessing]:
     """
     file = read_weights(path)
     name = str(path)
+    if all(any(key.startswith(parts) for key in file.tensors) for parts in _OWN_PARTS):
+        raise CheckpointError(
+            f"{name}: its arrays are named as thingstuff names them, but its metadata, which says what network they are of, is "
+            "missing; take the file that thingstuff wrote (Segmenter.save), not its arrays alone"
+        )
     for pattern, family in _OTHER_FAMILIES:
         if any(re.fullmatch(pattern, key) for key in file.tensors):
             raise CheckpointError(f"{name}: is {family}, which is not supported yet")

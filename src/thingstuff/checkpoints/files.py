@@ -40,6 +40,11 @@ from thingstuff.structures.preprocessing import Preprocessing
 FORMAT = "thingstuff"
 VERSION = "1"
 
+# What files of every version hold, less what has no default; it says what a network sees and gives, which no weight shows.
+CONFIG_HELD = ("backbone", "classes", "thresholds")
+PREPROCESSING_HELD = ("mean", "std", "short_side", "long_side", "pad_multiple", "resize")
+_MARKS = ("architecture", "config", "categories", "preprocessing")  # in the metadata, besides "format"
+
 # The names in this table are written into files and never change. A config has a `backbone`; counts of layers in it end in
 # `_convs`, `_fcs` or `_layers`.
 ARCHITECTURES: dict[str, tuple[type[Model], type]] = {
@@ -123,14 +128,18 @@ def architecture_of(model: Model) -> str | None:
 
 
 def is_own_format(path: str | Path) -> bool:
-    """Whether the file says it was written by `save`. One that can't be read does not: the reader of foreign files says why."""
+    """Whether the file was written by `save`, by its mark or, where that was lost, by what else only `save` writes.
+
+    One that can't be read was not: the reader of foreign files says why.
+    """
     path = Path(path)
     if not path.is_file() or not _looks_like_safetensors(path):
         return False
     try:
-        return _metadata(path).get("format") == FORMAT
+        metadata = _metadata(path)
     except CheckpointError:
         return False
+    return metadata.get("format") == FORMAT or sum(name in metadata for name in _MARKS) > 1
 
 
 def read_header(path: str | Path) -> Header:
@@ -141,13 +150,20 @@ def read_header(path: str | Path) -> Header:
     """
     path = Path(path)
     metadata = _metadata(path)
-    if metadata.get("format") != FORMAT:
+    if not is_own_format(path):
         raise CheckpointError(f"{path}: not written by thingstuff; load it with thingstuff.load, which knows foreign layouts too")
-    if metadata.get("format_version") != VERSION:
+    if metadata.get("format") != FORMAT:
+        stated = repr(metadata["format"]) if "format" in metadata else "missing"
         raise CheckpointError(
-            f"{path}: format version {metadata.get('format_version')}, this thingstuff reads {VERSION}; install a newer one"
+            f"{path}: its metadata is damaged: format is {stated} where thingstuff writes {FORMAT!r}; take the file as it was written"
         )
-    architecture = metadata.get("architecture", "")
+    if lost := [name for name in ("format_version", "architecture") if name not in metadata]:
+        raise CheckpointError(f"{path}: its metadata is damaged: {' and '.join(lost)} missing; take the file as it was written")
+    if metadata["format_version"] != VERSION:
+        raise CheckpointError(
+            f"{path}: format version {metadata['format_version']}, this thingstuff reads {VERSION}; install a newer one"
+        )
+    architecture = metadata["architecture"]
     if architecture not in ARCHITECTURES:
         raise CheckpointError(f"{path}: architecture {architecture!r} is unknown to this version of thingstuff")
     parts: dict[str, Any] = {}
@@ -160,9 +176,9 @@ def read_header(path: str | Path) -> Header:
     try:
         return Header(
             architecture,
-            from_plain(kind, parts["config"], f"{path}: config"),
+            from_plain(kind, parts["config"], f"{path}: config", CONFIG_HELD),
             from_plain(Categories, parts["categories"], f"{path}: categories"),
-            from_plain(Preprocessing, parts["preprocessing"], f"{path}: preprocessing"),
+            from_plain(Preprocessing, parts["preprocessing"], f"{path}: preprocessing", PREPROCESSING_HELD),
             _read_notes(parts["notes"], path),
         )
     except ConfigError as error:

@@ -1,13 +1,14 @@
 """Frozen dataclasses to plain JSON values and back, strictly: what is written is what is read, or an error says where.
 
 A field that a file lacks takes its default: it was added after the file was written, and its default is what was done before.
+Fields that files of every version hold, and a value without any field, are no such case: there something was lost.
 A field that this version does not know is an error, since nobody knows what it changes.
 """
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -29,12 +30,18 @@ def to_plain(value: object) -> Any:
     raise CheckpointError(f"a {type(value).__name__} can't be written into a weights file")
 
 
-def from_plain(kind: type[T], value: object, where: str) -> T:
+def from_plain(kind: type[T], value: object, where: str, held: Sequence[str] = ()) -> T:
     """Rebuild a value of type `kind`; `where` starts the message of an error.
 
+    Args:
+        held: fields that files of every version hold, whatever their defaults.
+
     Raises:
-        CheckpointError: a field is unknown, or missing without a default, or a value is of another type than the field says.
+        CheckpointError: a field is unknown, or missing without a default or though it is `held`; all of them are missing; or a
+            value is of another type than the field says.
     """
+    if isinstance(value, Mapping) and (lost := [name for name in held if name not in value]):
+        raise CheckpointError(f"{where}: has no {', '.join(lost)}, which every file holds: it is damaged; take a whole one")
     return _read(kind, value, where)
 
 
@@ -70,6 +77,8 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     kinds = typing.get_type_hints(kind)
     fields = dataclasses.fields(kind)
     names = [field.name for field in fields]
+    if names and not value:
+        raise CheckpointError(f"{where}: holds none of the fields of {kind.__name__}: it is damaged; take a whole one")
     unknown = [name for name in value if name not in names]
     missing = [field.name for field in fields if field.name not in value and _has_no_default(field)]
     if unknown or missing:

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from thingstuff.checkpoints.files import ARCHITECTURES, architecture_of
+from thingstuff.checkpoints.files import ARCHITECTURES, CONFIG_HELD, PREPROCESSING_HELD, architecture_of
 from thingstuff.checkpoints.plain import from_plain, to_plain
 from thingstuff.data.folders import has_instances, has_panoptic, splits_of
 from thingstuff.data.records import InstanceDataset
@@ -64,8 +64,8 @@ def begun_network(folder: Path) -> Network | None:
         model_class, config_class = ARCHITECTURES[stored["architecture"]]
         return Network(
             model_class,
-            from_plain(config_class, stored["config"], "config"),
-            from_plain(Preprocessing, stored["preprocessing"], "preprocessing"),
+            from_plain(config_class, stored["config"], "config", CONFIG_HELD),
+            from_plain(Preprocessing, stored["preprocessing"], "preprocessing", PREPROCESSING_HELD),
         )
     except (KeyError, TypeError, CheckpointError, ConfigError) as error:
         raise TrainingError(
