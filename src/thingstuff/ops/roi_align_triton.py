@@ -290,6 +290,38 @@ def _span(spans, roi, number, slots, BINS: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _bin(BINS_Y: tl.constexpr, BINS_X: tl.constexpr):
+    """Which bin this program is about: its RoI, and its row and column there."""
+    place = tl.program_id(0)
+    return (place // (BINS_Y * BINS_X)).to(tl.int64), place // BINS_X % BINS_Y, place % BINS_X
+
+
+@triton.jit
+@no_type_check
+def _sources(
+    rois,
+    spans,
+    roi,
+    bin_y,
+    bin_x,
+    slots,
+    batch,
+    BINS_Y: tl.constexpr,
+    BINS_X: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What a bin reads: its image and whether there is one, its lists of rows and columns, some of the channels."""
+    image = tl.load(rois + roi * 5).to(tl.float32)
+    known = (image > -1) & (image < batch)
+    row, rows = _span(spans, roi, bin_y, slots, BINS_Y + BINS_X)
+    column, columns = _span(spans, roi, BINS_Y + bin_x, slots, BINS_Y + BINS_X)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    return known, tl.where(known, image, 0.0).to(tl.int64), row, rows, column, columns, channel, channel < CHANNELS
+
+
+@triton.jit
+@no_type_check
 def _taps(first, row, rows, column, columns, cells, weights, width, TAPS: tl.constexpr):
     """Some taps of a bin, row by row: their cells in the map and their weights, 0 beyond the last."""
     tap = first + tl.arange(0, TAPS)
@@ -330,18 +362,13 @@ def _sum_taps(
     TAPS: tl.constexpr,
 ):
     """One bin, some of its channels."""
-    place = tl.program_id(0)
-    roi = (place // (BINS_Y * BINS_X)).to(tl.int64)
-    bin_y, bin_x = place // BINS_X % BINS_Y, place % BINS_X
+    roi, bin_y, bin_x = _bin(BINS_Y, BINS_X)
     which = tl.load(level_of_roi + roi)
     if (which == level) | (which == level - levels):
-        image = tl.load(rois + roi * 5).to(tl.float32)
-        known = (image > -1) & (image < batch)
-        table += tl.where(known, image, 0.0).to(tl.int64) * height * width * CHANNELS
-        row, rows = _span(spans, roi, bin_y, slots, BINS_Y + BINS_X)
-        column, columns = _span(spans, roi, BINS_Y + bin_x, slots, BINS_Y + BINS_X)
-        channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        exists = channel < CHANNELS
+        known, image, row, rows, column, columns, channel, exists = _sources(
+            rois, spans, roi, bin_y, bin_x, slots, batch, BINS_Y, BINS_X, CHANNELS, BLOCK
+        )
+        table += image * height * width * CHANNELS
         total = tl.zeros((BLOCK,), tl.float32)
         for first in range(0, tl.where(known, rows * columns, 0), TAPS):
             cell, weight = _taps(first, row, rows, column, columns, cells, weights, width, TAPS)
@@ -382,18 +409,13 @@ def _spread_taps(
     TAPS: tl.constexpr,
 ):
     """The gradient of `_sum_taps`, added to the table."""
-    place = tl.program_id(0)
-    roi = (place // (BINS_Y * BINS_X)).to(tl.int64)
-    bin_y, bin_x = place // BINS_X % BINS_Y, place % BINS_X
+    roi, bin_y, bin_x = _bin(BINS_Y, BINS_X)
     which = tl.load(level_of_roi + roi)
     if (which == level) | (which == level - levels):
-        image = tl.load(rois + roi * 5).to(tl.float32)
-        known = (image > -1) & (image < batch)
-        table += tl.where(known, image, 0.0).to(tl.int64) * height * width * CHANNELS
-        row, rows = _span(spans, roi, bin_y, slots, BINS_Y + BINS_X)
-        column, columns = _span(spans, roi, BINS_Y + bin_x, slots, BINS_Y + BINS_X)
-        channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        exists = channel < CHANNELS
+        known, image, row, rows, column, columns, channel, exists = _sources(
+            rois, spans, roi, bin_y, bin_x, slots, batch, BINS_Y, BINS_X, CHANNELS, BLOCK
+        )
+        table += image * height * width * CHANNELS
         of_bin = gradient + roi * stride_roi + channel * stride_channel + bin_y * stride_y + bin_x * stride_x
         value = tl.load(of_bin, mask=exists, other=0.0).to(tl.float32)
         for first in range(0, tl.where(known, rows * columns, 0), TAPS):
