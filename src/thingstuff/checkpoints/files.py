@@ -155,7 +155,8 @@ def read_header(path: str | Path) -> Header:
     if metadata.get("format") != FORMAT:
         stated = repr(metadata["format"]) if "format" in metadata else "missing"
         raise CheckpointError(
-            f"{path}: its metadata is damaged: format is {stated} where thingstuff writes {FORMAT!r}; take the file as it was written"
+            f"{path}: its metadata is damaged: format is {stated} where thingstuff writes {FORMAT!r}; "
+            "take the file as it was written"
         )
     if lost := [name for name in ("format_version", "architecture") if name not in metadata]:
         raise CheckpointError(f"{path}: its metadata is damaged: {' and '.join(lost)} missing; take the file as it was written")
