@@ -273,6 +273,7 @@ _SMALL_SWIN = BackboneConfig(
     original_windows=True,
     level_norms=True,
 )
+_UNUSUAL_SWIN = replace(_SMALL_SWIN, options=(*_SMALL_SWIN.options, ("mlp_ratio", 2.5), ("qkv_bias", False)))
 _LARGE_SWIN = BackboneConfig("swin_large_patch4_window12_384", original_windows=True, level_norms=True)
 _SIZES = {"classes": 7, "channels": 64, "mask_channels": 48, "query_channels": 64, "queries": 30}
 CONFIGS = {
@@ -290,6 +291,7 @@ CONFIGS = {
     "mask2former swin": Mask2FormerConfig(
         _SMALL_SWIN, encoder_layers=3, encoder_width=96, decoder_layers=6, decoder_width=80, **_SIZES
     ),
+    "mask2former swin, narrow blocks without biases": Mask2FormerConfig(_UNUSUAL_SWIN, decoder_layers=3, **_SIZES),
     "mask2former swin-l": Mask2FormerConfig(_LARGE_SWIN, queries=200),
     "maskformer r50": MaskFormerConfig(BackboneConfig("resnet50"), decoder_layers=2, decoder_width=80, **_SIZES),
     "maskformer r34, encoder": MaskFormerConfig(
@@ -576,6 +578,12 @@ def test_hugging_face_has_its_own_way_to_segments_and_its_own_images():
     assert found.config.thresholds.merge_score == 0.5
 
 
+@pytest.mark.parametrize(("kind", "queries"), [("mask2former swin-l", 200), ("maskformer swin", 30)])
+def test_hugging_face_ranks_as_many_instances_as_there_are_queries(kind, queries):
+    assert described(hollow("hugging face", kind)).config.thresholds.detections == queries
+    assert described(hollow("authors", kind)).config.thresholds.detections == 100
+
+
 def test_the_config_text_of_mmdetection_decides():
     text = """
 model = dict(
@@ -653,6 +661,13 @@ def test_a_missing_array_is_named():
     tensors = hollow("hugging face", "mask2former r18")
     del tensors["class_predictor.weight"]
     with pytest.raises(CheckpointError, match=r"looks like a Mask2Former .* but lacks what becomes decoder\.classes\.weight"):
+        described(tensors)
+
+
+def test_a_swin_with_absolute_positions_is_refused_by_name():
+    tensors = hollow("hugging face", "mask2former swin")
+    tensors["model.pixel_level_module.encoder.embeddings.position_embeddings"] = torch.zeros(1, 3136, 32)
+    with pytest.raises(CheckpointError, match=r"a Swin with absolute positions .* is not supported yet"):
         described(tensors)
 
 

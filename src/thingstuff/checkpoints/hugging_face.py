@@ -135,7 +135,8 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     config = replace(
         found,
         post_processing=PostProcessing(Convention.HUGGING_FACE, 384 if model is Mask2Former else None, only_sure=False),
-        thresholds=replace(found.thresholds, score=0.5, merge_score=0.5),
+        # as many pairs of a query and a class as there are queries (image_processing_mask2former.py there)
+        thresholds=replace(found.thresholds, score=0.5, detections=found.queries, merge_score=0.5),
     )
     # as in the published preprocessors: Mask2Former's images are squares, MaskFormer's are stretched to multiples of 32
     images = Preprocessing(short_side=384, square=True) if model is Mask2Former else Preprocessing(stretch=True)

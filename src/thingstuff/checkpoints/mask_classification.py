@@ -26,7 +26,7 @@ HEADS = 8  # of every attention in the published networks; no array shows it
 UNSUPPORTED = (
     (r"backbone\.stem\.(\d|conv1_\d|conv[23])\..+", "a ResNet with a deep stem"),
     (r".+\.conv_offset(_mask)?\..+|.+\.conv2_offset(_mask)?\..+", "a backbone with deformable convolutions"),
-    (r"backbone\.absolute_pos_embed", "a Swin with absolute positions"),
+    (r"backbone\.absolute_pos_embed|.+\.embeddings\.position_embeddings", "a Swin with absolute positions"),
     (r"backbone\.(dilated_)?(levels|downsample_layers)\..+", "a backbone other than ResNet and Swin"),
 )
 
