@@ -63,6 +63,15 @@ def test_stated_strides_hold_whatever_the_inputs_size() -> None:
     assert (x1 + x2) / 2 == 1.5 * 7.5
 
 
+@pytest.mark.parametrize("name", ["yolact-tiny", "yolact-lite0", "yolact-lite2"])
+@pytest.mark.parametrize("side", [320, 352])  # P6 has 5 x 64 pixels of the one, 6 cells of 58.7 of the other
+def test_small_networks_have_the_anchors_of_p6_where_its_convolutions_look_for_every_input(name, side) -> None:
+    kind, config, _ = CATALOG[name]
+    x1, y1, x2, y2 = kind(config).eval()(torch.zeros(1, 3, side, side)).anchors[3][-1].tolist()
+    cells = math.ceil(side / 64)
+    assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx((64 * (cells - 0.5), 64 * (cells - 0.5)))
+
+
 # Segments
 
 

@@ -124,6 +124,10 @@ _550 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, short_side=550, long_side=550,
 
 # Small enough for a CPU: a light backbone, narrow neck and heads. Images keep their aspect ratio. Smaller anchors than the
 # original's, and three times as many: in everyday photographs of 384 pixels, half of the people are smaller than 60.
+# The original's anchors divide the input by the cells of a level, which for sides that aren't 550 puts those of P6 and P7 up to a
+# quarter of a cell from where the convolutions look, at other places for each size of input: boxes of large objects suffer.
+_STRIDES = (8.0, 16.0, 32.0, 64.0, 128.0)
+
 YOLACT_LITE0 = replace(
     YOLACT_R50,
     backbone=_EFFICIENTNET_LITE0,
@@ -134,6 +138,7 @@ YOLACT_LITE0 = replace(
     head_channels=80,
     anchor_sizes=MASK_RCNN_LITE0.anchor_sizes,
     anchor_scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),  # Lin et al., 2017, arXiv:1708.02002, section 4
+    anchor_strides=_STRIDES,
 )
 YOLACT_LITE2 = replace(
     YOLACT_LITE0,
@@ -153,6 +158,7 @@ YOLACT_TINY = YolactConfig(
     prototype_convs=1,
     head_channels=16,
     square_anchors=False,
+    anchor_strides=_STRIDES,
     thresholds=YolactThresholds(detections=50),
     sampling=YolactSampling(masks=50),
 )
