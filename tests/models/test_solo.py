@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from thingstuff.data.loader import collate
+from thingstuff.data.transforms import Sample
 from thingstuff.errors import ConfigError
 from thingstuff.models import solo
 from thingstuff.models.catalog import CATALOG, DECOUPLED_SOLO_TINY, SOLO_TINY, SOLOV2_TINY
@@ -360,6 +362,30 @@ def test_grids_divide_each_image_of_a_batch_not_its_padding(name: str) -> None:
     assert seen == [[(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)], [(24, 24), (12, 12), (6, 6), (3, 3), (2, 2)]]
     torch.stack(list(losses.values())).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("multiple", [1, 32, 48])
+def test_grids_divide_an_image_alike_in_training_and_in_prediction_whatever_it_is_padded_to(multiple: int) -> None:
+    model = _model("solo")
+    segmenter = Segmenter(model, Categories.numbered(3), Preprocessing(short_side=0, pad_multiple=multiple))
+    heads, seen = model.heads, []
+
+    def look(pyramid: list[torch.Tensor]) -> Any:
+        seen.append([tuple(level.shape[-2:]) for level in pyramid])
+        return heads(pyramid)
+
+    model.heads = look
+    samples = [
+        Sample(np.zeros((*size, 3), np.uint8), rectangles([[10, 10, 40, 40]], [0], size=size)) for size in ((60, 90), (100, 49))
+    ]
+    batch, targets = collate(samples, segmenter.preprocessing)
+    segmenter.segment(batch)
+    predicted = seen.copy()
+    seen.clear()
+    model.train().losses(batch.pixels, targets)
+    assert seen == predicted
+    # 60 x 90 as it is, as 64 x 96 and as 96 x 96
+    assert seen[0][0] == {1: (15, 23), 32: (16, 24), 48: (24, 24)}[multiple]
 
 
 def test_an_object_smaller_than_a_mask_pixel_still_has_a_target() -> None:

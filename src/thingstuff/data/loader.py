@@ -6,7 +6,7 @@ number of workers nor an interruption changes a run, and several processes share
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -125,7 +125,7 @@ class TrainingLoader:
 def collate(samples: Sequence[Sample], preprocessing: Preprocessing) -> tuple[ImageBatch, list[Targets]]:
     """Normalise and pad the samples' images to one batch, at the size they have."""
     batch = preprocessing.batch([sample.image for sample in samples], resize=False)
-    return batch, [sample.targets for sample in samples]
+    return batch, [replace(sample.targets, pad_multiple=preprocessing.pad_multiple) for sample in samples]
 
 
 class _Steps(Sampler[list[tuple[int, int]]]):

@@ -34,7 +34,7 @@ from thingstuff.ops.shrink import shrink_masks
 from thingstuff.ops.upsample import resize_soft, upsample_crops
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.masks import Mask
-from thingstuff.structures.preprocessing import ImageSize, Targets
+from thingstuff.structures.preprocessing import ImageSize, Targets, padded_alone
 from thingstuff.structures.segments import Segments
 
 STRIDES = (8, 8, 16, 32, 32)  # of the five levels after `level_maps`; P2 is halved, P6 brought to the size of P5
@@ -403,7 +403,7 @@ class GridModel(Model):
         where padding differs. The originals divide the batch, which they make of images of like shapes.
         """
         pyramid = self.neck(self.backbone(images))
-        extents = [_padded_alone(target.size, (int(images.shape[-2]), int(images.shape[-1]))) for target in targets]
+        extents = [padded_alone(target.size, target.pad_multiple, images.shape[-2:]) for target in targets]
         category, mask, idle, positives = [], [], [], 0
         for extent in dict.fromkeys(extents):
             members = [image for image, other in enumerate(extents) if other == extent]
@@ -447,12 +447,6 @@ class GridModel(Model):
         return losses
 
     coarse_masks = True  # whether coarser levels have masks of coarser stride
-
-
-def _padded_alone(size: tuple[int, int], batch: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an image that is padded for itself."""
-    height, width = (min(-(-side // STRIDES[-1]) * STRIDES[-1], most) for side, most in zip(size, batch, strict=True))
-    return height, width
 
 
 def _cut(

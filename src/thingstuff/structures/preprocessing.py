@@ -21,6 +21,7 @@ from thingstuff.structures.bit_depth import check_bit_depth
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB on the 0..255 scale
 IMAGENET_STD = (58.395, 57.12, 57.375)
+PAD_MULTIPLE = 32  # of a batch's sides where nobody says otherwise: the largest stride of the usual backbones
 LARGEST_SIDE = 8192  # pixels of a network's input; more is a slip of the finger that would end in a full memory
 
 
@@ -51,12 +52,10 @@ class ImageBatch:
 
     def by_padded_size(self, pad_multiple: int) -> list[tuple[tuple[int, ...], "ImageBatch"]]:
         """Which images are of one size when each is padded for itself, to multiples of a number, and a batch of these alone."""
-        members: dict[tuple[int, ...], list[int]] = {}
+        members: dict[tuple[int, int], list[int]] = {}
         for image, size in enumerate(self.sizes):
-            alone = (
-                min(_round_up(side, pad_multiple), most) for side, most in zip(size.input, self.pixels.shape[-2:], strict=True)
-            )
-            members.setdefault(tuple(alone), []).append(image)
+            alone = padded_alone(size.input, pad_multiple, self.pixels.shape[-2:])
+            members.setdefault(alone, []).append(image)
         return [
             (tuple(images), ImageBatch(self.pixels[images, :, :height, :width], tuple(self.sizes[image] for image in images)))
             for (height, width), images in members.items()
@@ -83,7 +82,7 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD  # RGB, 0..255 scale
     short_side: int = 800  # pixels; 0: own size
     long_side: int = 1333  # pixels
-    pad_multiple: int = 32  # the batch's sides are multiples of it
+    pad_multiple: int = PAD_MULTIPLE  # the batch's sides are multiples of it
     resize: Resize = Resize.ANTIALIASED
     shrink: bool = True  # False: a longer short side is left as it is, for objects whose size does not follow the image's
     square: bool = False  # True: both sides become short_side, whatever the aspect ratio was (YOLACT)
@@ -206,6 +205,12 @@ def _on_device(image: UInt8[np.ndarray, "height width 3"], device: torch.device 
     return torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
 
 
+def padded_alone(size: tuple[int, int], pad_multiple: int, batch: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of an image of a batch when it is padded for itself, to multiples of a number."""
+    height, width = (min(_round_up(side, pad_multiple), most) for side, most in zip(size, batch, strict=True))
+    return height, width
+
+
 def _round_up(side: int, multiple: int) -> int:
     return -(-side // multiple) * multiple
 
@@ -258,6 +263,7 @@ class Targets:
     classes: Int64[Tensor, " instances"]
     masks: Bool[Tensor, "instances height width"]
     is_crowd: Bool[Tensor, " instances"]
+    pad_multiple: int = PAD_MULTIPLE  # of the image's preprocessing
 
     def __post_init__(self) -> None:
         counts = {len(self.boxes), len(self.classes), len(self.masks), len(self.is_crowd)}
@@ -279,4 +285,5 @@ class Targets:
             classes=self.classes.to(device),
             masks=self.masks.to(device),
             is_crowd=self.is_crowd.to(device),
+            pad_multiple=self.pad_multiple,
         )
