@@ -101,15 +101,23 @@ def test_a_target_smaller_than_a_cell_has_a_share_of_it() -> None:
 
 @pytest.mark.parametrize("task", Task)
 def test_a_batch_of_two_equals_two_batches_of_one(task: Task) -> None:
-    model = _model(**WITH_ENCODER).eval()
-    images = torch.randn(2, 3, 64, 96)
-    limits = Thresholds(task, merge_score=0.2, overlap=0.0)
+    model = _model(**WITH_ENCODER).eval().double()  # in which no decision hangs on rounding, whatever the weights
     with torch.no_grad():
-        together = model.segments(model(images), image_sizes(2), TWO_AND_ONE, limits)
-        for image, expected in zip(images, together, strict=True):
-            (alone,) = model.segments(model(image[None]), image_sizes(), TWO_AND_ONE, limits)
+        model.decoder.classes.bias[-1] = -20.0  # every query is something
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    limits = Thresholds(task, merge_score=0.0, overlap=0.0)
+    with torch.no_grad():
+        predictions = model(images)
+        first, second = predictions.class_logits.unbind(1)
+        assert (first - second).abs().max() > 1e-3  # what the one image says of the other is far from rounding
+        together = model.segments(predictions, image_sizes(2), TWO_AND_ONE, limits)
+        for number, (image, expected) in enumerate(zip(images, together, strict=True)):
+            said = model(image[None])
+            torch.testing.assert_close(said.class_logits[:, 0], predictions.class_logits[:, number], atol=1e-9, rtol=0)
+            (alone,) = model.segments(said, image_sizes(), TWO_AND_ONE, limits)
             assert len(expected) > 0
-            np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-4)
+            np.testing.assert_array_equal(alone.masks(), expected.masks())
+            np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-6)
 
 
 def test_an_export_keeps_the_predictions_at_otherimage_sizes() -> None:
