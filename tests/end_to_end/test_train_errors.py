@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +26,7 @@ from thingstuff.models.contract import Task
 from thingstuff.models.mask_rcnn import MaskRCNN
 from thingstuff.segmenter import Segmenter
 from thingstuff.training import Recipe, loop, run_folder, train
+from thingstuff.training.stopping import Stopped
 
 
 def _recipe(shapes: Path, out: Path, **changes: object) -> Recipe:
@@ -70,6 +74,98 @@ def test_two_processes_train_one_run(shapes: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 2]
     thingstuff.load(tmp_path / "run" / "best.safetensors")
+
+
+def _signalled(monkeypatch: pytest.MonkeyPatch, number: int, step: int, times: int = 1) -> None:
+    """Have the process signalled in the midst of a step."""
+    original = loop._finite
+
+    def hears(terms: dict[str, torch.Tensor], targets: list, before: int) -> dict[str, float]:
+        for _ in range(times if before == step - 1 else 0):
+            signal.raise_signal(number)
+        return original(terms, targets, before)
+
+    monkeypatch.setattr(loop, "_finite", hears)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_run_after_its_step_and_resuming_ends_in_the_same_bits(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    words = ["train", "--data", str(shapes), "--split", "train", "--model", "mask-rcnn-tiny", "--steps", "4", "--batch-size", "1"]
+    words += ["--warmup", "0", "--validate-every", "2", "--pictures", "0"]  # and saved every 200 steps
+    assert main([*words, "--out", str(whole)]) == 0
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        _signalled(patch, number, step=2)
+        assert main([*words, "--out", str(stopped)]) == code
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("thingstuff: "))
+    assert told.startswith(f"thingstuff: stopped after step 2 of 4, which {stopped} holds; the same command with --resume ")
+    assert torch.load(stopped / "state.pt", weights_only=True)["state"]["step"] == 2
+    assert thingstuff.load(stopped / "last.safetensors", device="cpu").categories.names == ("disk", "square")
+    assert main([*words, "--out", str(stopped), "--resume"]) == 0
+    expected, got = load_file(whole / "last.safetensors"), load_file(stopped / "last.safetensors")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert (whole / "log.csv").read_text() == (stopped / "log.csv").read_text()
+    assert (whole / "validation.json").read_text() == (stopped / "validation.json").read_text()
+
+
+def test_a_second_ctrl_c_stops_a_run_at_once(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _signalled(monkeypatch, signal.SIGINT, step=2, times=2)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(_recipe(shapes, tmp_path / "run", steps=3, save_every=100))
+    assert not isinstance(stop.value, Stopped)
+    assert not (tmp_path / "run" / "state.pt").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _signalled(monkeypatch, signal.SIGTERM, step=2)
+    train(_recipe(shapes, tmp_path / "run", steps=2))
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["state"]["step"] == 2
+
+
+def test_a_run_in_a_thread_trains_without_hearing_signals(shapes: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, _recipe(shapes, tmp_path / "run")).result()
+    assert (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_ctrl_c_in_a_terminal_reaches_workers_too_and_the_run_is_saved(shapes: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "thingstuff", "train", "--data", str(shapes), "--split", "train"]
+    command += ["--model", "mask-rcnn-tiny", "--out", str(tmp_path / "run"), "--steps", "100000", "--batch-size", "1"]
+    command += ["--workers", "2", "--save-every", "100000", "--validate-every", "100000"]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    told = b""
+    while not re.search(rb"[1-9]\d*/100000", told):
+        part = process.stderr.read1(4096)  # type: ignore[attr-defined]
+        assert part, told  # else it has ended
+        told += part
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, told
+    assert b"stopping once this step is done and saved; a second time stops at once" in told
+    assert re.search(rb"thingstuff: stopped after step \d+ of 100000", told)
+    assert b"Traceback" not in told
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["state"]["step"] > 0
+
+
+def test_runs_of_one_process_may_differ_in_precision(shapes: Path, tmp_path: Path) -> None:
+    for precision in ("no", "bf16", "no"):
+        train(_recipe(shapes, tmp_path / precision / str(len(list(tmp_path.iterdir()))), precision=precision))
+        assert loop.Accelerator().mixed_precision == precision
 
 
 def test_a_run_that_stops_keeps_the_rows_before(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
     thingstuff predict | evaluate | train | data | models
 
 Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 some inputs failed (each named), 2 wrong use,
-130 interrupted. Commands import torch when they need it, once their words are understood, so that `--help` answers at once.
+130 interrupted, 143 terminated. Commands import torch when they need it, once their words are understood, so that `--help` is
+answered at once.
 """
 
 import argparse
@@ -32,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ThingstuffError as error:
         print(f"thingstuff: {error}", file=sys.stderr)
         return WRONG_USE
-    except KeyboardInterrupt:
-        print("thingstuff: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:  # a training run says what it has saved, and which signal it was
+        print(f"thingstuff: {str(error) or 'interrupted'}", file=sys.stderr)
+        return getattr(error, "exit_code", INTERRUPTED)
     except Exception as error:
         # the first is torch's, known without importing it; its CPU allocator has none of its own
         names_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

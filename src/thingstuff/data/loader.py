@@ -5,6 +5,7 @@ step holds follows from (seed, step) and what happens to an image from (seed, ep
 number of workers nor an interruption changes a run, and several processes share each step without talking to each other.
 """
 
+import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -110,6 +111,7 @@ class TrainingLoader:
             self._views,
             batch_sampler=_Steps(self, start_step),
             num_workers=self.workers,
+            worker_init_fn=_leave_ctrl_c_to_the_run,
             collate_fn=list,  # plain arrays, which pass between processes without shared memory
             generator=torch.Generator().manual_seed(self.seed),  # else the loader draws from, and so moves, the global one
         )
@@ -120,6 +122,11 @@ class TrainingLoader:
                     raise item
                 samples.append(item.unpack())
             yield collate(samples, self.preprocessing)
+
+
+def _leave_ctrl_c_to_the_run(_: int) -> None:
+    """A terminal sends it to workers, too, but a run that stops after its step needs them until then, and ends them itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate(samples: Sequence[Sample], preprocessing: Preprocessing) -> tuple[ImageBatch, list[Targets]]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -46,6 +47,7 @@ from thingstuff.training.run_folder import (
     save_state,
     write_whole,
 )
+from thingstuff.training.stopping import Stopped, StopSignals
 from thingstuff.training.validation import JUDGES, in_words
 
 # learned queries and positions: Mask2Former's and MaskFormer's, and those of timm's transformers
@@ -62,11 +64,12 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         resume: go on with the run in the recipe's folder; where it holds none yet, start.
 
     Raises:
+        Stopped: by Ctrl-C or SIGTERM; the step is done and saved. It is a KeyboardInterrupt.
         TrainingError: a loss is not finite, the folder holds another run, or the data has no object to learn from.
         AnnotationError, ImageError: the data is broken; the file and the id are named.
         ConfigError: the name of the model or of a loss is unknown, or a number is out of range.
     """
-    accelerator = Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
+    accelerator = _accelerator(recipe)
     torch.manual_seed(recipe.seed)
     start = (_begun(recipe) if resume else None) or _start_of(recipe)
     task = choose_task(recipe, start.model_class.tasks, start.task)
@@ -109,7 +112,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     result: dict[str, Any] = {}
     batches = loader.batches(state.step * recipe.accumulate)
     segmenter.model.train()
-    try:
+    with StopSignals() as signals, _flushed(log, accelerator):
         while state.step < recipe.steps:
             rate = recipe.learning_rate_at(state.step, accelerator.num_processes)
             for group in optimizer.param_groups:
@@ -144,18 +147,41 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
                 _note_validation(result, task, state, averaged, recipe, log, bar, accelerator)
                 if accelerator.is_main_process:
                     log.flush()
-            if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last):
+            stop = signals.agreed(accelerator)
+            if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last or stop):
                 averaged.save(folder / "last.safetensors", notes=_notes(recipe, state, task))
                 log.flush()
                 save_state(folder, state, accelerator, segmenter.model, average, optimizer)
-    finally:
-        if accelerator.is_main_process:
-            log.flush()  # also the rows before an error
+            if stop and not last:
+                bar.close()
+                accelerator.wait_for_everyone()  # the first process to end would end the others, while they save
+                raise Stopped(
+                    f"stopped after step {state.step} of {recipe.steps}, which {folder} holds; "
+                    "the same command with --resume (in Python resume=True) goes on from there",
+                    stop,
+                )
     bar.close()
     accelerator.wait_for_everyone()
     if not result and (folder / "validation.json").exists():  # nothing was left to do
         result = read_validation(folder, JUDGES[task].parts)
     return result
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    """What moves a run's work to its device, in its precision."""
+    if is_initialized() and AcceleratorState().mixed_precision != recipe.precision:
+        AcceleratorState._reset_state()  # else a process keeps the precision of its first run, and refuses another
+    return Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
+
+
+@contextmanager
+def _flushed(log: Log, accelerator: Accelerator) -> Iterator[None]:
+    """Rows of the log reach its files however the block ends."""
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            log.flush()
 
 
 def _kernels(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
