@@ -54,6 +54,28 @@ def test_a_sound_folder_has_a_line_for_each_file(folder: Path, capsys, monkeypat
     assert capsys.readouterr().out == "instances_val.json: nothing is wrong\npanoptic_val.json: nothing is wrong\n"
 
 
+def test_a_set_without_images_or_annotations_is_not_sound_and_evaluate_refuses_it_too(folder: Path, capsys):
+    for name in ("instances_val.json", "panoptic_val.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, "images": [], "annotations": []}))
+    assert check(folder) == 1
+    told = capsys.readouterr().out
+    assert "instances_val.json: has no image, so there is nothing to learn from or to compare with" in told
+    assert "panoptic_val.json: has no annotation of any image, so there is nothing to learn from or to compare with" in told
+    (folder / "none.json").write_text("[]")
+    words = ["--predictions", str(folder / "none.json"), "--data", str(folder / "instances_val.json"), "--json"]
+    assert main(["evaluate", *words]) == 2
+    assert "instances_val.json: has no image, so there is nothing to compare with" in capsys.readouterr().err
+
+
+def test_images_without_any_object_leave_nothing_to_find(folder: Path, capsys):
+    content = json.loads((folder / "instances_val.json").read_text())
+    (folder / "instances_val.json").write_text(json.dumps({**content, "annotations": []}))
+    assert check(folder / "instances_val.json") == 1
+    told = capsys.readouterr().out
+    assert "instances_val.json: has no object that is not a crowd, so there is nothing to learn or to find; annotate some" in told
+
+
 def test_each_inconsistency_is_named_with_image_and_segment(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     change(folder / "panoptic_val.json", area=3, bbox=[0, 0, 3, 2])

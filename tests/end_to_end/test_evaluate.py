@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from thingstuff import cli
 from thingstuff.cli.judged import Worst, worst
@@ -242,3 +244,60 @@ def test_the_worst_images_are_the_same_when_all_are_asked_and_one_by_one():
             assert len(lowest.images) <= most
         assert list(lowest.shown()) == worst(qualities, mistakes, most) == ["g", "c", "d", "f", "a", "e"][:most]
     assert lowest.shown()["d"] == "D"
+
+
+def test_images_that_predictions_do_not_name_are_counted_aloud(shapes: Path, tmp_path: Path, capsys):
+    rows = predictions(shapes)
+    words = ("evaluate", "--predictions", tmp_path / "p.json", "--data", shapes, "--split", "val", "--json")
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    assert run(*words) == 0
+    assert "where nothing was found" not in capsys.readouterr().err
+    (tmp_path / "p.json").write_text(json.dumps([row for row in rows if row["image_id"] == 30]))
+    assert run(*words) == 0
+    told = capsys.readouterr().err
+    assert "p.json names 1 of the 2 images of " in told
+    assert "the other 1 count as images where nothing was found" in told
+
+
+def test_masks_are_small_or_large_by_their_own_area_whatever_box_a_row_states(tmp_path: Path, capsys):
+    """pycocotools takes a row's area from "bbox" where there is one: the same digits where masks go without.
+
+    One object of 20 x 20 pixels is found with score 0.5; before it, with 0.9, a mask of 30 x 30 pixels on nothing, whose row
+    states a box of 100 x 100. Both masks are small, below 32 x 32, so that precision is 1 / 2 and APs with it. By its box the
+    second one is large, does not count among the small, and APs is 1.
+    """
+    square = Mask.from_crop(np.ones((20, 20), np.bool_), (10, 10), (200, 200))
+    nothing = Mask.from_crop(np.ones((30, 30), np.bool_), (100, 100), (200, 200))
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 200, "width": 200}],
+        "categories": [{"id": 1, "name": "square"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": square.to_coco()}
+            | {"area": 400, "bbox": [10, 10, 20, 20]}
+        ],
+    }
+    common = {"image_id": 1, "category_id": 1}
+    rows = [
+        {**common, "score": 0.5, "bbox": [8, 8, 24, 24], "segmentation": square.to_coco()},
+        {**common, "score": 0.9, "bbox": [90, 90, 100, 100], "segmentation": nothing.to_coco()},
+    ]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    assert run("evaluate", "--predictions", tmp_path / "p.json", "--data", tmp_path / "truth.json", "--json") == 0
+    ours = list(json.loads(capsys.readouterr().out)["mask"].values())
+
+    def theirs(found: list[dict]) -> list[float | None]:
+        loaded = COCO(str(tmp_path / "truth.json"))
+        evaluation = COCOeval(loaded, loaded.loadRes(json.loads(json.dumps(found))), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return [None if value == -1 else value for value in evaluation.stats.tolist()]
+
+    without = theirs([{key: value for key, value in row.items() if key != "bbox"} for row in rows])
+    assert ours == without
+    with_boxes = theirs(rows)
+    small = 3  # AP, AP50, AP75, APs
+    assert (ours[0], ours[small]) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert with_boxes[small] == pytest.approx(1.0)
+    assert ours[:small] + ours[small + 1 :] == with_boxes[:small] + with_boxes[small + 1 :]

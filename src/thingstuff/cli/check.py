@@ -67,7 +67,7 @@ def _checks(arguments: argparse.Namespace) -> Iterator[tuple[Path, Check]]:
             ending = "" if split is None else f"_{split}"
             files += [file for kind in ("instances", "panoptic") if (file := data / f"{kind}{ending}.json").is_file()]
     for file in files:
-        if lists_segments(file):
+        if lists_segments(file) or file.stem.split("_")[0] == "panoptic":  # by its name where it lists none
             yield file, lambda file=file: check_panoptic(file, **photos, **options)
         else:
             yield file, lambda file=file: check_coco(file, **photos, **options)

@@ -100,7 +100,7 @@ def matched_images(results: "list[ImageResults]", data: "InstanceDataset", sourc
     """Results with the image they belong to: by file name where they give one and the data has it, else by image id.
 
     Categories that the data doesn't have are left out, and so are other images, both with a note on stderr: predictions for a
-    whole folder can be judged on one split of it.
+    whole folder can be judged on one split of it. So are images of the data without a result counted there.
 
     Raises:
         EvaluationError: no image, or no category, is in both; or two results belong to one image.
@@ -139,6 +139,12 @@ def matched_images(results: "list[ImageResults]", data: "InstanceDataset", sourc
     if len(pairs) < len(results):
         print(
             f"thingstuff: {len(results) - len(pairs)} predicted images are not in {data.source} and do not count", file=sys.stderr
+        )
+    if len(pairs) < len(data):  # images where nothing was found have no row, so that this may be as it should
+        print(
+            f"thingstuff: {source} names {len(pairs)} of the {len(data)} images of {data.source}; "
+            f"the other {len(data) - len(pairs)} count as images where nothing was found",
+            file=sys.stderr,
         )
     if left_out:
         print(f"thingstuff: {left_out} predictions of categories that {data.source} lacks do not count", file=sys.stderr)

@@ -72,7 +72,7 @@ def check_coco(
     """Everything that is wrong with a COCO instance file, a line each; nothing is wrong where the list is empty.
 
     It is what `read_coco`, with the same arguments, refuses, to the last problem, and the objects of which it warns; and of the
-    images, unless they are left alone, those that are truncated, which training refuses.
+    images, unless they are left alone, those that are truncated, which training refuses; and that there is nothing to find.
 
     Raises:
         AnnotationError: the file can't be read at all, or isn't JSON.
@@ -82,6 +82,12 @@ def check_coco(
     dataset, without_area = _read_content(read_json(path), path, image_dir, required_images, max_pixels, problems)
     if required_images:
         report_broken(dataset or (), problems, max_pixels=max_pixels)
+    if dataset is None or problems.count:
+        pass  # what is wrong may be why there is nothing
+    elif not len(dataset):
+        problems.add("has no image, so there is nothing to learn from or to compare with; list some in 'images'")
+    elif not any(not found.is_crowd for record in dataset for found in record.objects):
+        problems.add("has no object that is not a crowd, so there is nothing to learn or to find; annotate some")
     return problems.kept + [
         f"annotation {id_}: covers no pixel, or has a bbox without area; draw it, or remove it" for id_ in without_area
     ]

@@ -47,6 +47,8 @@ def check_panoptic(
         for entry in listed:
             if isinstance(entry, dict) and "id" in entry and str(entry["id"]) not in with_annotation:
                 found.append(f"image {entry['id']}: has no annotation; add one, with no segments if nothing is there")
+    if dataset is not None and not len(dataset) and not found:
+        found.append("has no annotation of any image, so there is nothing to learn from or to compare with; add some")
     if dataset is not None and len(dataset):
         named = {record.png for record in dataset}
         for folder in {record.png.parent for record in dataset}:
