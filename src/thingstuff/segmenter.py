@@ -278,7 +278,8 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     """A bundled model by name, or any supported checkpoint by its file alone: family, layout, depth and classes are found in it.
 
     Args:
-        name_or_path: ``"people"``, ``"nuclei"``, or a file written by thingstuff, torchvision, detectron2 or MMDetection.
+        name_or_path: ``"people"``, ``"nuclei"``, or a file written by thingstuff, torchvision, detectron2 or MMDetection, or a
+            folder by Hugging Face.
         device: where the network runs; None: the GPU if there is one, else the CPU.
 
     Raises:

@@ -15,7 +15,8 @@ from thingstuff.checkpoints import (
     torchvision,
     yolact,
 )
-from thingstuff.checkpoints.files import build, read_weights, shapes_of
+from thingstuff.checkpoints.files import build, shapes_of
+from thingstuff.checkpoints.hugging_face_folder import read_arrays, settings_beside
 from thingstuff.checkpoints.rules import convert
 from thingstuff.errors import CheckpointError, ConfigError
 from thingstuff.models.contract import Model
@@ -55,7 +56,7 @@ def load_foreign(path: str | Path) -> tuple[Model, Categories, Preprocessing]:
     Raises:
         CheckpointError: unsafe, broken, of a family not supported, or not fitting the network it describes. The file is named.
     """
-    file = read_weights(path)
+    file = read_arrays(Path(path))
     name = str(path)
     if all(any(key.startswith(parts) for key in file.tensors) for parts in _OWN_PARTS):
         raise CheckpointError(
@@ -72,7 +73,9 @@ def load_foreign(path: str | Path) -> tuple[Model, Categories, Preprocessing]:
         known, seen = ", ".join(dict.fromkeys(layout.LIBRARY for layout in LAYOUTS)), ", ".join(list(file.tensors)[:3])
         raise CheckpointError(f"{name}: its {len(file.tensors)} arrays ({seen} ...) are of no layout known here ({known})")
     try:
-        description = layout.describe(file.tensors, file.meta, name)
+        # no other library here keeps settings in files beside the weights
+        beside = settings_beside(file.path) if layout is hugging_face else {}
+        description = layout.describe(file.tensors, file.meta | beside, name)
         shapes = shapes_of(description.model, description.config)
     except ConfigError as error:
         raise CheckpointError(f"{name}: {error}") from error

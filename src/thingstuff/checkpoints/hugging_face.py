@@ -1,6 +1,7 @@
 """Mask2Former and MaskFormer of Hugging Face's transformers, on Swin and ResNet: `model.safetensors` and `pytorch_model.bin`.
 
-The file alone says neither what its classes are called nor what the network is for; both follow from the number of classes.
+The file alone says neither what its classes are called nor what the network is for; both follow from the number of classes where
+no config.json beside it names them (hugging_face_folder.py).
 `save_pretrained` writes the names of transformers 4 to this day, `torch.save(model.state_dict())` those that a version's classes
 have; the tables know both.
 """
@@ -11,21 +12,31 @@ from typing import Any
 
 from torch import Tensor
 
+from thingstuff.checkpoints import hugging_face_folder as folder
 from thingstuff.checkpoints import swin
 from thingstuff.checkpoints.mask_classification import (
     ENCODER_HERE,
     END,
+    HEADS,
     LAYER_HERE,
+    UNSUPPORTED,
     attention,
     deformable_attention,
-    described,
     feed_forward,
+    known_categories,
     normed,
+    query_model,
+    usual_categories,
+    warn_of_unknown_stuff,
+    with_task,
 )
-from thingstuff.checkpoints.recognise import Description
-from thingstuff.checkpoints.rules import DROP, Rule, recounted
+from thingstuff.checkpoints.python_config import Settings
+from thingstuff.checkpoints.recognise import Description, refuse_unsupported
+from thingstuff.checkpoints.rules import DROP, Rule, recounted, rename
+from thingstuff.models.contract import Task
 from thingstuff.models.mask2former import Mask2Former
 from thingstuff.models.mask_classification import Convention, PostProcessing
+from thingstuff.structures.categories import Categories
 from thingstuff.structures.preprocessing import Preprocessing
 
 LIBRARY = "Hugging Face"
@@ -131,13 +142,36 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     is_mask2former = any(".queries_features." in key for key in foreign)
     is_swin = any(".blocks." in key for key in foreign)
     rules = (*(_SWIN if is_swin else _RESNET), *(_MASK2FORMER if is_mask2former else _MASKFORMER))
-    model, found, categories = described(foreign, rules, name, LIBRARY)
+    settings, pictures = meta.get(folder.CONFIG, Settings({})), meta.get(folder.IMAGES)
+    refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
+    folder.refuse_settings(settings, name)
+    model, found = query_model(rename(foreign, rules).tensors, name, LIBRARY, folder.heads_in(settings, HEADS))
+    folder.demand_own_config(settings, is_mask2former, found.classes, found.queries, name)
+    if settings.first(("backbone_config",)).get("downsample_in_bottleneck") is True:
+        found = replace(found, backbone=replace(found.backbone, stride_in_1x1=True))
+    categories, config = _categories(found, settings, name)
     config = replace(
-        found,
+        config,
         post_processing=PostProcessing(Convention.HUGGING_FACE, 384 if model is Mask2Former else None, only_sure=False),
         # as many pairs of a query and a class as there are queries (image_processing_mask2former.py there)
-        thresholds=replace(found.thresholds, score=0.5, detections=found.queries, merge_score=0.5),
+        thresholds=replace(config.thresholds, score=0.5, detections=found.queries, merge_score=0.5),
     )
     # as in the published preprocessors: Mask2Former's images are squares, MaskFormer's are stretched to multiples of 32
     images = Preprocessing(short_side=384, square=True) if model is Mask2Former else Preprocessing(stretch=True)
+    if pictures is not None:
+        images = folder.preprocessing_in(pictures, name)
     return Description(model, config, images, categories, rules)
+
+
+def _categories(config: Any, settings: Settings, name: str) -> tuple[Categories, Any]:
+    """What the classes are, and the config with the task that follows; names in config.json tell published ones from others."""
+    names, known = folder.names_in(settings, config.classes), known_categories(config.classes)
+    if names is None:
+        categories = usual_categories(config.classes, name)
+        return categories, with_task(config, categories)
+    if known is not None and folder.are_names_of(names, known):
+        all_things = all(category.is_thing for category in known)
+        task = Task.INSTANCE if all_things else Task.PANOPTIC
+        return known, replace(config, thresholds=replace(config.thresholds, task=task))
+    warn_of_unknown_stuff(config.classes, name)
+    return folder.named(names), config

@@ -158,13 +158,18 @@ def usual_categories(classes: int, name: str) -> Categories:
     if known is not None:
         warn_of_guess(classes, name)
     else:
-        warnings.warn(
-            f"{name}: does not say which of its {classes} classes are stuff, so all are taken for things and each query gives a "
-            "segment of its own in a panoptic result; set `model.categories` to say what they are. A semantic result "
-            "(task='semantic') is the same either way",
-            stacklevel=2,
-        )
+        warn_of_unknown_stuff(classes, name)
     return known or Categories.numbered(classes)
+
+
+def warn_of_unknown_stuff(classes: int, name: str) -> None:
+    """Say that nobody can know which of the classes are stuff."""
+    warnings.warn(
+        f"{name}: does not say which of its {classes} classes are stuff, so all are taken for things and each query gives a "
+        "segment of its own in a panoptic result; set `model.categories` to say what they are. A semantic result "
+        "(task='semantic') is the same either way",
+        stacklevel=3,
+    )
 
 
 _PUBLISHED = {  # by their number, and what they are in words
