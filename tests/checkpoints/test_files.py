@@ -211,6 +211,7 @@ def assert_same(found, expected=TENSORS):
         lambda state: {"model_state_dict": state},
         lambda state: {"model": {"state_dict": state}},
         lambda state: {"module." + name: tensor for name, tensor in state.items()},
+        lambda state: {"_orig_mod.module." + name: tensor for name, tensor in state.items()},  # torch.compile of it
         lambda state: {
             "state_dict": {"model." + name: tensor for name, tensor in state.items()},
             "pytorch-lightning_version": "2",

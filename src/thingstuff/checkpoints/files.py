@@ -285,7 +285,8 @@ _NOT_WEIGHTS = (  # first bytes, and what a file that begins with them is
 def read_weights(path: str | Path) -> ForeignFile:
     """The arrays of a `.pth`, `.pt`, `.safetensors` or detectron2 `.pkl`, told apart by content, not by name.
 
-    The weights may lie under "model", "state_dict" or "model_state_dict"; a "module." or "model." before every name is taken off.
+    The weights may lie under "model", "state_dict" or "model_state_dict"; a "module.", "_orig_mod." or "model."
+    before every name is taken off.
 
     Raises:
         CheckpointError: missing, empty, truncated, not weights, or asking for anything but arrays. The message names the file.
@@ -354,7 +355,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: truncated or damaged safetensors ({error}); download it again") from error
 
 
-_WRAPPERS = ("module.", "model.")  # of DistributedDataParallel, and of the usual LightningModule
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and the usual LightningModule
 _NESTS = ("state_dict", "model_state_dict", "model", "model_state")
 
 
@@ -391,7 +392,6 @@ def _checked(path: Path, state: Mapping[Any, Any], meta: dict[str, Any]) -> Fore
         tensors[key] = value.detach()
     if not tensors:
         raise CheckpointError(f"{path}: holds no weights")
-    for prefix in _WRAPPERS:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    while prefix := next((prefix for prefix in _WRAPPERS if all(key.startswith(prefix) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return ForeignFile(path, tensors, meta)
