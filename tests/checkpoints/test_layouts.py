@@ -10,7 +10,8 @@ import torch
 
 from thingstuff.checkpoints import LAYOUTS, detectron2, load_foreign, mmdetection, torchvision
 from thingstuff.checkpoints.files import shapes_of
-from thingstuff.checkpoints.rules import convert
+from thingstuff.checkpoints.mmdetection_config import UNLIMITED
+from thingstuff.checkpoints.rules import convert, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.deformable import Deformable
 from thingstuff.models.fpn import Norm
@@ -404,6 +405,10 @@ def test_soft_nms_in_the_config_text_is_said():
         ),
         ("roi_head=dict(mask_roi_extractor=dict(roi_layer=dict(aligned=False)))", "aligned of RoI Align is True for boxes"),
         ("neck=dict(type='PAFPN')", r"neck\.type is 'PAFPN'"),
+        ("neck=dict(act_cfg=dict(type='ReLU'))", r"neck\.act_cfg is \{'type': 'ReLU'\}"),
+        ("roi_head=dict(type='GridRoIHead')", r"roi_head\.type is 'GridRoIHead'"),
+        ("roi_head=dict(bbox_head=dict(with_avg_pool=True))", r"with_avg_pool is True"),
+        ("roi_head=dict(mask_head=dict(norm_cfg=dict(type='GN', num_groups=16)))", r"mask_head\.norm_cfg\.num_groups is 16"),
     ],
 )
 def test_settings_that_have_no_counterpart_here_are_refused_by_name_and_value(text, message):
@@ -420,6 +425,78 @@ def test_usual_settings_are_taken():
     )
     config = described(mmdetection, mmdetection_shapes(Network(depth=18)), {"meta": {"config": text}}).config
     assert (config.roi_sampling, config.roi_aligned, config.thresholds.proposal_min_size) == (0, True, 3.0)
+
+
+def with_config(text):
+    return described(mmdetection, mmdetection_shapes(Network(depth=18)), {"meta": {"cfg": text}})
+
+
+def test_the_one_scale_of_an_octave_is_the_scale_of_the_anchors():
+    text = "model = dict(rpn_head=dict(anchor_generator=dict(octave_base_scale=4, scales_per_octave=1)))"
+    assert with_config(text).config.anchor_sizes == (16, 32, 64, 128, 256)
+
+
+def test_a_limit_below_one_is_none():
+    text = "model = dict(test_cfg=dict(rpn=dict(nms_pre=-1), rcnn=dict(max_per_img=-1, score_thr=0.0)))"
+    limits = with_config(text).config.thresholds
+    assert min(limits.proposals_per_level, limits.detections) == UNLIMITED
+    assert limits.proposals == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "multiple"),
+    [
+        ("", 32),
+        ("model = dict(data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=64))", 64),
+        ("data = dict(test=dict(pipeline=[dict(type='Pad', size_divisor=16)]))", 16),
+    ],
+)
+def test_the_config_text_tells_what_images_are_padded_to(text, multiple):
+    assert with_config(text).preprocessing.pad_multiple == multiple
+
+
+def test_images_that_were_stretched_to_a_square_are_and_to_another_shape_are_refused():
+    text = "test_pipeline = [dict(type='Resize', scale=({}, 640), keep_ratio=False)]"
+    assert with_config(text.format(640)).preprocessing.input_size(480, 320) == (640, 640)
+    with pytest.raises(CheckpointError, match=r"model\.pth: was tested on images stretched to 800 x 640 pixels"):
+        with_config(text.format(800))
+
+
+@pytest.mark.parametrize(
+    ("text", "reads_bgr"),
+    [
+        ("model = dict(data_preprocessor=dict({}))", True),
+        ("model = dict(data_preprocessor=dict(rgb_to_bgr=True, {}))", False),
+        ("data = dict(test=dict(pipeline=[dict(type='Normalize', {})]))", False),
+        ("data = dict(test=dict(pipeline=[dict(type='Normalize', to_rgb=False, {})]))", True),
+    ],
+)
+def test_files_are_read_as_bgr_and_each_version_has_its_own_default_of_what_becomes_of_that(text, reads_bgr):
+    found = with_config(text.format("mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0]"))
+    assert found.preprocessing.mean == ((3, 2, 1) if reads_bgr else (1, 2, 3))
+    assert any(rule.transform for rule in found.rules) is reads_bgr
+
+
+def swin_shapes(request):
+    """Swin-T in the place of a ResNet, by the keys of MMDetection's Mask2Former."""
+    keys = request.config.rootpath / "tests" / "reference" / "mmdet-mask2former-swin-t" / "keys.json"
+    shapes = {name: tuple(shape) for name, shape in json.loads(keys.read_text()).items() if name.startswith("backbone.")}
+    heads = {name: shape for name, shape in mmdetection_shapes(Network()).items() if not name.startswith("backbone.")}
+    laterals = {f"neck.lateral_convs.{level}.conv.weight": (16, 96 << level, 1, 1) for level in range(4)}
+    return shapes | heads | laterals
+
+
+def test_a_swin_may_be_the_backbone(request):
+    shapes = swin_shapes(request)
+    backbone = described(mmdetection, shapes).config.backbone
+    assert (backbone.name, backbone.original_windows) == ("swin_tiny_patch4_window7_224", True)
+    assert (backbone.level_norms, backbone.frozen_norms, backbone.stride_in_1x1) == (True, False, False)
+    # a kernel that reads B, G, R is turned, as a ResNet's is
+    text = "model = dict(data_preprocessor=dict(bgr_to_rgb=False, mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0]))"
+    patches = torch.arange(3.0)[None, :, None, None].expand(96, 3, 4, 4)
+    description = described(mmdetection, shapes, {"meta": {"cfg": text}}, **{"backbone.patch_embed.projection.weight": patches})
+    turned = rename({"backbone.patch_embed.projection.weight": patches}, description.rules).tensors
+    assert turned["backbone.body.patch_embed.proj.weight"][0, :, 0, 0].tolist() == [2, 1, 0]
 
 
 def test_weight_standardisation_is_refused():
@@ -440,6 +517,8 @@ def test_weight_standardisation_is_refused():
         (detectron2, "backbone.res5.0.conv1.weight", r"Mask R-CNN without FPN \(DC5\)"),
         (detectron2, "roi_heads.box_head.0.fc1.weight", "Cascade R-CNN"),
         (detectron2, "backbone.bottom_up.s1.b1.f.a.weight", "a RegNet backbone"),
+        (mmdetection, "backbone.stem.0.weight", "a ResNet with a deep stem"),
+        (mmdetection, "backbone.downsample_layers.0.0.weight", "a backbone other than ResNet and Swin"),
         (mmdetection, "roi_head.bbox_head.0.fc_cls.weight", "Cascade R-CNN"),
         (mmdetection, "bbox_head.fc_cls.weight", "a network of MMDetection 1, which has background first,"),
     ],
@@ -448,6 +527,11 @@ def test_networks_of_other_families_are_named(layout, extra, what):
     tensors = hollow(SHAPES[layout](Network(depth=18))) | {extra: torch.zeros(1)}
     with pytest.raises(CheckpointError, match=f"{what}.*is not supported yet"):
         layout.describe(tensors, {}, "model.pth")
+
+
+def test_a_deep_stem_of_mmdetection_is_not_taken_for_detectron2s():
+    tensors = hollow(mmdetection_shapes(Network(depth=18))) | {"backbone.stem.0.weight": torch.zeros(1)}
+    assert next(layout for layout in LAYOUTS if layout.detect(tensors)) is mmdetection
 
 
 @pytest.mark.parametrize("layout", SHAPES)

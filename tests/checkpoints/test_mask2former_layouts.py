@@ -601,6 +601,33 @@ test_pipeline = [dict(type='Resize', scale=(1024, 512))]
     assert (found.preprocessing.short_side, found.preprocessing.long_side) == (512, 1024)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not say which of its")
+def test_a_config_text_that_does_not_speak_of_low_scores_leaves_them_in():
+    tensors = hollow("mmdetection", "mask2former r18")
+    assert described(tensors).config.post_processing.only_sure
+    assert not described(tensors, with_config("model = dict(test_cfg=dict(iou_thr=0.8))")).config.post_processing.only_sure
+
+
+@pytest.mark.filterwarnings("ignore:.*does not say which of its")
+def test_mmdetection_does_not_pad_maskformers_images_unless_it_says_so():
+    tensors = hollow("mmdetection", "maskformer r50")
+    found = described(tensors)
+    assert (found.preprocessing.pad_multiple, found.config.post_processing.unpadded) == (1, True)
+    found = described(tensors, with_config("model = dict(data_preprocessor=dict(pad_size_divisor=32))"))
+    assert (found.preprocessing.pad_multiple, found.config.post_processing.unpadded) == (32, False)
+    found = described(hollow("mmdetection", "mask2former r18"))
+    assert (found.preprocessing.pad_multiple, found.config.post_processing.unpadded) == (32, False)
+
+
+@pytest.mark.parametrize("place", ["positional_encoding", "pixel_decoder.positional_encoding"])
+def test_other_wave_lengths_of_the_positions_are_refused(place):
+    outer, _, inner = place.rpartition(".")
+    text = f"{inner}=dict(temperature=100)"
+    text = f"model = dict(panoptic_head=dict({f'{outer}=dict({text})' if outer else text}))"
+    with pytest.raises(CheckpointError, match=rf"model\.panoptic_head\.{re.escape(place)}\.temperature is 100"):
+        described(hollow("mmdetection", "mask2former r18"), with_config(text))
+
+
 def heads_text(**heads):
     return with_config(
         f"model = dict(panoptic_head=dict({', '.join(f'{k}=dict(attn=dict(num_heads={v}))' for k, v in heads.items())}))"

@@ -12,6 +12,7 @@ import torch
 import thingstuff
 from thingstuff.checkpoints import LAYOUTS, adelaidet, mmdetection_solo
 from thingstuff.checkpoints.files import shapes_of
+from thingstuff.checkpoints.mmdetection_config import UNLIMITED
 from thingstuff.checkpoints.rules import convert
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
@@ -276,6 +277,12 @@ test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(852, 512))]
     assert found.config.scale_ranges == ((1.0, 50.0), (25.0, 100.0), (50.0, 200.0), (100.0, 400.0), (200.0, 900.0))
     assert found.config.thresholds == Thresholds(0.1, 50, 0.2, 0.4, 300, "linear", 1.5)
     assert (found.preprocessing.short_side, found.preprocessing.long_side) == (512, 852)
+
+
+def test_limits_of_mmdetection_that_leave_nothing_out():
+    text = "model = dict(test_cfg=dict(nms_pre=-1, filter_thr=-1, max_per_img=-1))"
+    limits = described(hollow("mmdetection", "solov2"), with_config(text)).config.thresholds
+    assert (limits.score, limits.detections, limits.candidates) == (0.0, UNLIMITED, UNLIMITED)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_older_names_and_other_places_of_mmdetection():
     ("old", "new", "message"),
     [
         ("mode='bilinear'", "mode='nearest'", "model.neck.upsample_cfg.mode is 'nearest'"),
+        ("upsample_cfg=dict(mode='bilinear')", "norm_cfg=None", "its pyramid (MMDetection) is enlarged by repeating cells"),
         ("(4.0, 4.0)", "(0.0, 0.0)", "centres are not those of their cells"),
         ("scale=(400, 400)", "scale=(400, 300)", "a square is all that is supported"),
         ("type='YOLACTHead'", "type='YOLACTHead', use_sigmoid_cls=True", "use_sigmoid_cls is True"),

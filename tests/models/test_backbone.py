@@ -144,6 +144,13 @@ def test_windows_of_the_authors_are_padded_before_they_are_shifted() -> None:
     assert different == [False, False, True, True]
 
 
+def test_an_image_that_ends_within_a_patch_is_padded_to_whole_ones() -> None:
+    backbone = Backbone(BackboneConfig("swin_tiny_patch4_window7_224", _SMALL_SWIN, original_windows=True)).eval()
+    with torch.no_grad():
+        levels = backbone(torch.randn(1, 3, 61, 90))
+    assert [tuple(level.shape[2:]) for level in levels] == [(16, 23), (8, 12), (4, 6), (2, 3)]  # each half of the last, upwards
+
+
 def test_windows_of_the_authors_need_a_swin() -> None:
     with pytest.raises(ConfigError, match="original_windows needs a Swin transformer; resnet18 is none"):
         BackboneConfig("resnet18", original_windows=True)

@@ -12,9 +12,10 @@ from torch.export import Dim
 from thingstuff.errors import ConfigError
 from thingstuff.models.catalog import MASKFORMER_TINY
 from thingstuff.models.contract import Task
-from thingstuff.models.mask_classification import Predictions, Thresholds
+from thingstuff.models.mask_classification import PostProcessing, Predictions, Thresholds
 from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.structures.categories import Categories
+from thingstuff.structures.preprocessing import ImageSize
 
 from .scenes import bright_and_dark, image_sizes, learn_by_heart, rectangles
 
@@ -118,6 +119,18 @@ def test_a_batch_of_two_equals_two_batches_of_one(task: Task) -> None:
             assert len(expected) > 0
             np.testing.assert_array_equal(alone.masks(), expected.masks())
             np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(("unpadded", "pixels"), [(True, 3), (False, 2)])
+def test_masks_of_an_image_that_was_not_padded_end_where_it_does(unpadded: bool, pixels: int) -> None:
+    """Two cells of 4 pixels for a row of 5: logits -1 and 2 lie at pixels 1 and 3 1/2 of it, or at 2 and 6 of the padded 8."""
+    model = _model(classes=1, mask_channels=1, post_processing=PostProcessing(only_sure=False, unpadded=unpadded))
+    said = Predictions(
+        torch.tensor([9.0, 0.0]).reshape(1, 1, 1, 2), torch.ones(1, 1, 1, 1), torch.tensor([-1.0, 2.0]).reshape(1, 1, 1, 2)
+    )
+    [found] = model.segments(said, [ImageSize((1, 5), (1, 5))], Categories.numbered(1), Thresholds(Task.INSTANCE))
+    # 0 is reached a third of the way from cell to cell: at 1 1/4 + 5/6 of five pixels, at 2 + 4/3 of eight
+    assert found.masks()[0].sum() == pixels
 
 
 def test_an_export_keeps_the_predictions_at_otherimage_sizes() -> None:

@@ -34,8 +34,8 @@ LAYOUTS = (
     yolact,
     mmdetection_yolact,
     torchvision,
-    detectron2,
     mmdetection,
+    detectron2,
 )
 
 # Our own networks have a part of each; torchvision's have the first alone.

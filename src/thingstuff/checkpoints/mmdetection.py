@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
+from thingstuff.checkpoints import swin
 from thingstuff.checkpoints.mmdetection_config import (
     BACKBONE,
     BACKBONE_SETTINGS,
     LIBRARY,
     categories_in,
+    images_of_tests,
+    limit,
     pixel_statistics,
     refuse_settings,
-    scale_of_tests,
     settings_in,
     stem,
     stride_in_1x1,
@@ -31,7 +33,6 @@ from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.mask_rcnn import STRIDES, MaskRCNN, MaskRCNNConfig, Thresholds
 from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
-from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 UNSUPPORTED = (
     (r"roi_head\.(semantic|fused_semantic|glbctx|feat_relay)_head\..+", "HTC or SCNet"),
@@ -41,7 +42,8 @@ UNSUPPORTED = (
     (r"roi_head\.(mask_iou_head|point_head)\..+", "Mask Scoring R-CNN or PointRend"),
     (r"roi_head\.bbox_head\.(cls|reg)_(convs|fcs)\..+", "a box head with separate branches"),
     (r"backbone\.stem\..+", "a ResNet with a deep stem"),
-    (r"backbone\.(patch_embed|stages|downsample_layers|norm\d)\..+", "a backbone other than ResNet"),
+    (r"backbone\.absolute_pos_embed", "a Swin with absolute positions"),
+    (r"backbone\.(downsample_layers|layers)\..+", "a backbone other than ResNet and Swin"),
     (r"backbone\.layer\d\.\d+\.(context_block|gen_attention_block|conv_att).*", "a backbone with attention blocks"),
 )
 
@@ -66,6 +68,7 @@ SUPPORTED_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("rpn_head.bbox_coder.target_stds", ([1, 1, 1, 1],)),
     ("rpn_head.bbox_coder.add_ctr_clamp", (False,)),
     ("rpn_head.bbox_coder.clip_border", (True,)),
+    ("roi_head.type", ("StandardRoIHead", "DynamicRoIHead", "PISARoIHead")),  # they differ in training alone
     ("roi_head.bbox_roi_extractor.type", ("SingleRoIExtractor",)),
     ("roi_head.bbox_roi_extractor.finest_scale", (56,)),
     ("roi_head.bbox_roi_extractor.featmap_strides", (list(STRIDES[:4]),)),
@@ -81,20 +84,25 @@ SUPPORTED_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("roi_head.bbox_head.bbox_coder.target_means", ([0, 0, 0, 0],)),
     ("roi_head.bbox_head.bbox_coder.add_ctr_clamp", (False,)),
     ("roi_head.bbox_head.bbox_coder.clip_border", (True,)),
+    ("roi_head.bbox_head.with_avg_pool", (False,)),
+    ("roi_head.bbox_head.norm_cfg.num_groups", (32,)),
     ("roi_head.bbox_head.loss_cls.use_sigmoid", (False,)),
     ("roi_head.bbox_head.loss_cls.type", ("CrossEntropyLoss",)),
     ("roi_head.bbox_head.cls_predictor_cfg.type", ("Linear",)),
     ("roi_head.mask_head.type", ("FCNMaskHead",)),
+    ("roi_head.mask_head.norm_cfg.num_groups", (32,)),
+    ("roi_head.mask_head.upsample_cfg.type", ("deconv",)),
+    ("roi_head.mask_head.upsample_cfg.scale_factor", (2,)),
     ("test_cfg.rpn.nms_across_levels", (False,)),
     ("test_cfg.rpn.nms.type", ("nms",)),
     ("semantic_head.type", ("PanopticFPNHead",)),
     ("semantic_head.start_level", (0,)),
     ("semantic_head.end_level", (4,)),
+    ("semantic_head.norm_cfg.num_groups", (32,)),
     ("panoptic_fusion_head.type", ("HeuristicFusionHead",)),
 )
 
-MASK_RCNN = (
-    *BACKBONE,
+MASK_RCNN = (  # less its backbone
     Rule(r"neck\.lateral_convs\.(\d)\.conv\.(weight|bias)", r"neck.lateral.\1.conv.\2"),
     Rule(r"neck\.lateral_convs\.(\d)\.[bg]n\.(.+)", r"neck.lateral.\1.norm.\2"),
     Rule(r"neck\.fpn_convs\.(\d)\.conv\.(weight|bias)", r"neck.output.\1.conv.\2"),
@@ -134,17 +142,18 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         CheckpointError: another network of MMDetection's, or an array that a Mask R-CNN needs is missing.
     """
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
-    tensors = rename(foreign, (stem(is_bgr=False), *PANOPTIC_FPN)).tensors
-    found = mask_rcnn_config(tensors, name)
+    is_swin = any(".w_msa." in key for key in foreign)
+    of_backbone = swin.MMDETECTION if is_swin else BACKBONE
+    tensors = rename(foreign, (*stem(is_bgr=False), *of_backbone, *PANOPTIC_FPN)).tensors
+    found = mask_rcnn_config(tensors, name, swin.swin_config(tensors, name) if is_swin else None)
     settings = settings_in(meta, name)
     mean, std, is_bgr = pixel_statistics(settings, tensors, found.backbone)
-    short, long = scale_of_tests(settings)
     config = replace(
         _with_settings(found, settings, _limits_unless_stated(tensors), name),
         backbone=replace(
             found.backbone,
             stride_in_1x1=stride_in_1x1(settings, tensors, found.backbone),
-            frozen_norms=True,  # norm_eval=True: its trainers keep the backbone's statistics
+            frozen_norms=not is_swin,  # norm_eval=True: its trainers keep a ResNet's statistics
         ),
     )
     panoptic = _test_settings(settings).first(("panoptic",))
@@ -156,11 +165,12 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
         stuff_area=int(panoptic.real("stuff_area_limit", 4096.0)),
     )
     demand_anchor_count(config, tensors, name)
-    preprocessing = Preprocessing(mean, std, short_side=short, long_side=long, resize=Resize.OPENCV)
+    preprocessing = images_of_tests(settings, name, mean, std)
     if isinstance(config, PanopticFPNConfig):
         categories = categories_in(meta, config.things, config.stuff)
-        return Description(PanopticFPN, config, preprocessing, categories, (stem(is_bgr), *PANOPTIC_FPN))
-    return Description(MaskRCNN, config, preprocessing, categories_in(meta, config.classes), (stem(is_bgr), *MASK_RCNN))
+        return Description(PanopticFPN, config, preprocessing, categories, (*stem(is_bgr), *of_backbone, *PANOPTIC_FPN))
+    rules = (*stem(is_bgr), *of_backbone, *MASK_RCNN)
+    return Description(MaskRCNN, config, preprocessing, categories_in(meta, config.classes), rules)
 
 
 def _limits_unless_stated(tensors: Mapping[str, Tensor]) -> Thresholds:
@@ -178,7 +188,9 @@ def _test_settings(settings: Settings) -> Settings:
 def _with_settings(found: MaskRCNNConfig, settings: Settings, limits: Thresholds, name: str) -> MaskRCNNConfig:
     model = settings.first(("model",))
     anchors = model.first(("rpn_head", "anchor_generator"))
-    scales, ratios, strides = anchors.numbers("scales", 1), anchors.numbers("ratios"), anchors.numbers("strides", 5)
+    ratios, strides = anchors.numbers("ratios"), anchors.numbers("strides", 5)
+    # the one of an octave by another name
+    scales = anchors.numbers("scales", 1) or tuple(scale for scale in (anchors.real("octave_base_scale", 0.0),) if scale)
     coder = model.first(("roi_head", "bbox_head", "bbox_coder"))
     stds = coder.numbers("target_stds", 4)
     refuse_settings(model, SUPPORTED_SETTINGS, name)
@@ -224,13 +236,13 @@ def _thresholds(stated: Settings, limits: Thresholds, name: str) -> Thresholds:
         warnings.warn(f"{name}: was tested with {nms.get('type')}; plain NMS is used here", stacklevel=2)
     return replace(
         limits,
-        proposals_per_level=rpn.whole("nms_pre", limits.proposals_per_level),
+        proposals_per_level=limit(rpn, "nms_pre", limits.proposals_per_level),
         proposals=rpn.whole("max_per_img", rpn.whole("max_num", rpn.whole("nms_post", limits.proposals))),
         proposal_min_size=rpn.real("min_bbox_size", limits.proposal_min_size),
         proposal_nms=rpn.first(("nms",)).real("iou_threshold", rpn.real("nms_thr", limits.proposal_nms)),
         score=rcnn.real("score_thr", limits.score),
         nms=nms.real("iou_threshold", nms.real("iou_thr", limits.nms)),
-        detections=rcnn.whole("max_per_img", limits.detections),
+        detections=limit(rcnn, "max_per_img", limits.detections),
         mask=rcnn.real("mask_thr_binary", limits.mask),
         cross_class=nms.get("class_agnostic", False) is True if nms.fields else limits.cross_class,
     )

@@ -16,18 +16,23 @@ from thingstuff.checkpoints.rules import Rule, bgr_to_rgb
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.structures.categories import Categories, Category
-from thingstuff.structures.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from thingstuff.structures.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
 
 LIBRARY = "MMDetection"
+UNLIMITED = 2**31 - 1
 
 # A setting of `model` in a config text, and what it may say: anything else changes the result and is not supported yet.
 Supported = Sequence[tuple[str, tuple[Any, ...]]]
 
 BACKBONE_SETTINGS: Supported = (
     ("backbone.avg_down", (False,)),
-    ("backbone.strides", ([1, 2, 2, 2],)),
+    ("backbone.strides", ([1, 2, 2, 2], [4, 2, 2, 2])),  # of a ResNet, and of a Swin
+    ("backbone.qk_scale", ()),
     ("backbone.dilations", ([1, 1, 1, 1],)),
     ("backbone.norm_cfg.eps", (1e-5,)),
+    ("backbone.norm_cfg.num_groups", (32,)),
+    ("neck.act_cfg", ()),
+    ("neck.norm_cfg.num_groups", (32,)),
     ("backbone.dcn.type", ("DCN", "DCNv2")),
 )
 OFFSETS = r"(?:\.conv)?_offset(?:_mask)?"  # after a deformable convolution's name; each version of mmcv has its own
@@ -41,9 +46,13 @@ BACKBONE = (  # a ResNet, less its first convolution; norms are called bn or gn,
 )
 
 
-def stem(is_bgr: bool) -> Rule:
-    """The rule of the first convolution."""
-    return Rule(r"backbone\.conv1\.weight", "backbone.body.conv1.weight", bgr_to_rgb if is_bgr else None)
+def stem(is_bgr: bool) -> tuple[Rule, Rule]:
+    """The rules of the first convolution, of a ResNet and of a Swin."""
+    order = bgr_to_rgb if is_bgr else None
+    return (
+        Rule(r"backbone\.conv1\.weight", "backbone.body.conv1.weight", order),
+        Rule(r"backbone\.patch_embed\.projection\.weight", "backbone.body.patch_embed.proj.weight", order),
+    )
 
 
 def settings_in(meta: Mapping[str, Any], name: str) -> Settings:
@@ -69,23 +78,68 @@ def pixel_statistics(
     is_bgr = False
     if has_caffe_norms(tensors) or is_group_normed(backbone):
         mean, std, is_bgr = backwards(IMAGENET_MEAN), (1.0, 1.0, 1.0), True
-    stated = settings.first(("model", "data_preprocessor"), ("data_preprocessor",), ("img_norm_cfg",))
-    if stated.numbers("mean", 3) and stated.numbers("std", 3):
-        (a, b, c), (d, e, f) = stated.numbers("mean", 3), stated.numbers("std", 3)
-        mean, std = (a, b, c), (d, e, f)
-        is_bgr = stated.get("bgr_to_rgb", stated.get("to_rgb", True)) is False
+    version_3 = settings.first(("model", "data_preprocessor"), ("data_preprocessor",))
+    version_2 = next((step for step in steps_of_tests(settings).steps() if step.get("type") == "Normalize"), Settings({}))
+    for stated in (version_3, version_2, settings.first(("img_norm_cfg",))):
+        if stated.numbers("mean", 3) and stated.numbers("std", 3):
+            (a, b, c), (d, e, f) = stated.numbers("mean", 3), stated.numbers("std", 3)
+            mean, std = (a, b, c), (d, e, f)
+            # where nothing is said, version 3 leaves the order in which files are read there, version 2 changes it
+            is_bgr = not (stated.get("bgr_to_rgb") or stated.get("rgb_to_bgr") or stated.get("to_rgb", stated is not version_3))
+            break
     return (backwards(mean), backwards(std), True) if is_bgr else (mean, std, False)
 
 
-def scale_of_tests(settings: Settings, default: tuple[int, int] = (800, 1333)) -> tuple[int, int]:
-    """Short and long side of the test images."""
-    pipeline = settings.first(("test_pipeline",), ("data", "test", "pipeline"), ("test_dataloader", "dataset", "pipeline"))
-    for step in pipeline.steps():
-        for key in ("img_scale", "scale"):
-            sides = step.numbers(key, 2)
-            if sides:
-                return int(min(sides)), int(max(sides))
-    return default
+def images_of_tests(
+    settings: Settings,
+    name: str,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    sides: tuple[int, int] = (800, 1333),
+    multiple: int = 32,
+) -> Preprocessing:
+    """How images become the network's input; short and long side and what they are padded to multiples of are the defaults.
+
+    Raises:
+        CheckpointError: it was tested on images stretched to a shape that is no square.
+    """
+    steps = list(steps_of_tests(settings).steps())
+    stated = (step.numbers(key, 2) for step in steps for key in ("img_scale", "scale"))
+    width, height = next((pair for pair in stated if pair), sides)
+    stretched = any(step.get("type") == "Resize" and step.get("keep_ratio") is False for step in steps)
+    if stretched and width != height:
+        raise CheckpointError(
+            f"{name}: was tested on images stretched to {int(width)} x {int(height)} pixels ({LIBRARY}), whatever their shape; "
+            "a square is all that is supported so far"
+        )
+    return Preprocessing(
+        mean,
+        std,
+        short_side=int(min(width, height)),
+        long_side=int(max(width, height)),
+        pad_multiple=pad_multiple(settings, multiple),
+        resize=Resize.OPENCV,
+        square=stretched,
+    )
+
+
+def pad_multiple(settings: Settings, default: int) -> int:
+    """What images' sides are padded to multiples of: version 3 states it with the pixels' statistics, version 2 as a step."""
+    stated = settings.first(("model", "data_preprocessor"), ("data_preprocessor",)).whole("pad_size_divisor", 0)
+    steps = (step.whole("size_divisor", 0) for step in steps_of_tests(settings).steps() if step.get("type") == "Pad")
+    return stated or next(steps, 0) or default
+
+
+def steps_of_tests(settings: Settings) -> Settings:
+    """The steps that the test images go through."""
+    return settings.first(("test_pipeline",), ("data", "test", "pipeline"), ("test_dataloader", "dataset", "pipeline"))
+
+
+def limit(stated: Settings, key: str, default: int) -> int:
+    """How many are kept at most; any number below 1 means all of them."""
+    value = stated.get(key)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return UNLIMITED if is_number and value < 1 else stated.whole(key, default)
 
 
 def stride_in_1x1(settings: Settings, tensors: Mapping[str, Tensor], backbone: BackboneConfig) -> bool:

@@ -28,10 +28,10 @@ from thingstuff.checkpoints.mmdetection_config import (
     BACKBONE_SETTINGS,
     LIBRARY,
     categories_in,
+    images_of_tests,
     names_in,
     pixel_statistics,
     refuse_settings,
-    scale_of_tests,
     settings_in,
     stem,
     stride_in_1x1,
@@ -41,9 +41,9 @@ from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.errors import CheckpointError
 from thingstuff.models.contract import Task
-from thingstuff.models.mask_classification import Thresholds
+from thingstuff.models.mask_classification import PostProcessing, Thresholds
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.preprocessing import Preprocessing, Resize
+from thingstuff.structures.preprocessing import Preprocessing
 
 _HEAD = r"panoptic_head\."
 _PIXELS = _HEAD + r"pixel_decoder\."
@@ -121,7 +121,12 @@ SUPPORTED_SETTINGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("panoptic_head.pixel_decoder.norm_cfg.type", ("GN",)),
     ("panoptic_head.pixel_decoder.norm_cfg.num_groups", (32,)),
     ("panoptic_head.pixel_decoder.act_cfg.type", ("ReLU",)),
-    ("panoptic_head.positional_encoding.normalize", (True,)),
+    *(
+        (f"panoptic_head.{place}.{setting}", values)
+        for place in ("positional_encoding", "pixel_decoder.positional_encoding")
+        for setting, values in (("normalize", (True,)), ("temperature", (10000,)), ("offset", (0.0,)))
+    ),
+    ("panoptic_head.pixel_decoder.strides", ([4, 8, 16, 32],)),
     ("panoptic_head.transformer_decoder.init_cfg", (None,)),
 )
 
@@ -139,31 +144,36 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
     is_mask2former, is_swin = "panoptic_head.query_feat.weight" in foreign, any(".w_msa." in key for key in foreign)
     rules = (*(swin.MMDETECTION if is_swin else BACKBONE), *(_MASK2FORMER if is_mask2former else _MASKFORMER))
-    tensors = rename(foreign, (stem(is_bgr=False), *rules)).tensors
+    tensors = rename(foreign, (*stem(is_bgr=False), *rules)).tensors
     settings = settings_in(meta, name)
     model_settings = settings.first(("model",))
     refuse_settings(model_settings, SUPPORTED_SETTINGS, name)
     model, found = query_model(tensors, name, LIBRARY, _heads(model_settings, name))
     mean, std, is_bgr = pixel_statistics(settings, tensors, found.backbone)
-    short, long = scale_of_tests(settings)
     backbone = found.backbone
     if not backbone.original_windows:
         in_1x1 = stride_in_1x1(settings, tensors, backbone)
         backbone = replace(backbone, stride_in_1x1=in_1x1, frozen_norms=True)  # norm_eval=True
     categories = _categories(meta, model_settings, found.classes, name)
-    only_sure = model_settings.first(("test_cfg",)).get("filter_low_score")
-    if isinstance(only_sure, bool):
-        found = replace(found, post_processing=replace(found.post_processing, only_sure=only_sure))
+    preprocessing = images_of_tests(settings, name, mean, std, multiple=32 if is_mask2former else 1)
+    found = replace(found, post_processing=_post_processing(found.post_processing, model_settings, preprocessing))
     config = with_task(replace(found, backbone=backbone, thresholds=_thresholds(model_settings)), categories)
     if model_settings.first(("test_cfg",)).get("panoptic_on") is False:
         config = replace(config, thresholds=replace(config.thresholds, task=Task.INSTANCE))
     return Description(
         model,
         config,
-        Preprocessing(mean, std, short_side=short, long_side=long, resize=Resize.OPENCV),
+        preprocessing,
         categories,
-        (stem(is_bgr), *rules),
+        (*stem(is_bgr), *rules),
     )
+
+
+def _post_processing(usual: PostProcessing, model: Settings, images: Preprocessing) -> PostProcessing:
+    """With the settings of the config text, where nothing said of low scores means that they stay."""
+    stated = model.first(("test_cfg",))
+    only_sure = stated.get("filter_low_score", False) is True if stated.fields else usual.only_sure
+    return replace(usual, only_sure=only_sure, unpadded=images.pad_multiple == 1)
 
 
 def _heads(model: Settings, name: str) -> int:

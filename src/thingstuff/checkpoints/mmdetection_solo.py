@@ -17,9 +17,10 @@ from thingstuff.checkpoints.mmdetection_config import (
     LIBRARY,
     OFFSETS,
     categories_in,
+    images_of_tests,
+    limit,
     pixel_statistics,
     refuse_settings,
-    scale_of_tests,
     settings_in,
     stem,
     stride_in_1x1,
@@ -29,7 +30,6 @@ from thingstuff.checkpoints.recognise import Description, refuse_unsupported
 from thingstuff.checkpoints.rules import Rule, rename
 from thingstuff.checkpoints.solo import UNSUPPORTED, grid_model, usual_image_size
 from thingstuff.models.solo import STRIDES, GridConfig, Thresholds
-from thingstuff.structures.preprocessing import Preprocessing, Resize
 
 _NECK = (
     Rule(r"neck\.lateral_convs\.(\d)\.conv\.(weight|bias)", r"neck.lateral.\1.conv.\2"),
@@ -143,12 +143,11 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     """
     library = "SOLO's authors" if any(key.startswith("bbox_head.") for key in foreign) else LIBRARY
     refuse_unsupported(list(foreign), UNSUPPORTED, name, library)
-    tensors = rename(foreign, (stem(is_bgr=False), *RULES)).tensors
+    tensors = rename(foreign, (*stem(is_bgr=False), *RULES)).tensors
     model, found = grid_model(tensors, name, library)
     settings = settings_in(meta, name)
     refuse_settings(settings.first(("model",)), SUPPORTED_SETTINGS, name)
     mean, std, is_bgr = pixel_statistics(settings, tensors, found.backbone)
-    short, long = scale_of_tests(settings, usual_image_size(found))
     config = replace(
         _with_settings(found, settings),
         backbone=replace(
@@ -160,9 +159,9 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     return Description(
         model,
         config,
-        Preprocessing(mean, std, short_side=short, long_side=long, resize=Resize.OPENCV),
+        images_of_tests(settings, name, mean, std, usual_image_size(found)),
         categories_in(meta, config.classes),
-        (stem(is_bgr), *RULES),
+        (*stem(is_bgr), *RULES),
     )
 
 
@@ -183,11 +182,12 @@ def _with_settings(found: GridConfig, settings: Settings) -> GridConfig:
         found,
         centre=head.real("pos_scale", head.real("sigma", found.centre)),
         thresholds=Thresholds(
-            score=stated.real("filter_thr", stated.real("update_thr", limits.score)),
-            detections=stated.whole("max_per_img", limits.detections),
+            # below 0 nothing is left out, and no score is below 0
+            score=max(stated.real("filter_thr", stated.real("update_thr", limits.score)), 0.0),
+            detections=limit(stated, "max_per_img", limits.detections),
             cell_score=stated.real("score_thr", limits.cell_score),
             mask=stated.real("mask_thr", limits.mask),
-            candidates=stated.whole("nms_pre", limits.candidates),
+            candidates=limit(stated, "nms_pre", limits.candidates),
             kernel="linear" if kernel == "linear" else "gaussian",
             sigma=stated.real("sigma", limits.sigma),
         ),

@@ -15,10 +15,13 @@ from thingstuff.checkpoints.mmdetection_config import (
     BACKBONE_SETTINGS,
     LIBRARY,
     categories_in,
+    limit,
+    pad_multiple,
     pixel_statistics,
     refuse_settings,
     settings_in,
     stem,
+    steps_of_tests,
     stride_in_1x1,
 )
 from thingstuff.checkpoints.python_config import Settings
@@ -74,9 +77,12 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     """
     refuse_unsupported(list(foreign), UNSUPPORTED, name, LIBRARY)
     rules = _rules(foreign)
-    tensors = rename(foreign, (stem(is_bgr=False), *rules)).tensors
+    tensors = rename(foreign, (*stem(is_bgr=False), *rules)).tensors
     settings = settings_in(meta, name)
     refuse_settings(settings.first(("model",)), SUPPORTED_SETTINGS, name)
+    neck = settings.first(("model", "neck"))
+    if neck.get("type") and not neck.get("upsample_cfg"):
+        raise CheckpointError(f"{name}: its pyramid ({LIBRARY}) is enlarged by repeating cells, which YOLACT's here is not")
     found = resnet_config(tensors, name)
     mean, std, is_bgr = pixel_statistics(settings, tensors, found, MEAN, STD)
     config = yolact_config(
@@ -96,8 +102,11 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
     )
     config = _with_anchors(config, settings, name)
     side = _side(settings, name)
-    preprocessing = Preprocessing(mean, std, short_side=side, long_side=side, pad_multiple=1, resize=Resize.OPENCV, square=True)
-    return Description(Yolact, config, preprocessing, categories_in(meta, config.classes), (stem(is_bgr), *rules))
+    padded = pad_multiple(settings, 1)
+    preprocessing = Preprocessing(
+        mean, std, short_side=side, long_side=side, pad_multiple=padded, resize=Resize.OPENCV, square=True
+    )
+    return Description(Yolact, config, preprocessing, categories_in(meta, config.classes), (*stem(is_bgr), *rules))
 
 
 def _rules(foreign: Mapping[str, Tensor]) -> tuple[Rule, ...]:
@@ -168,8 +177,7 @@ def _with_anchors(config: YolactConfig, settings: Settings, name: str) -> Yolact
 
 
 def _side(settings: Settings, name: str) -> int:
-    pipeline = settings.first(("test_pipeline",), ("data", "test", "pipeline"), ("test_dataloader", "dataset", "pipeline"))
-    for step in pipeline.steps():
+    for step in steps_of_tests(settings).steps():
         sides = step.numbers("img_scale", 2) or step.numbers("scale", 2)
         if sides and sides[0] != sides[1]:
             raise CheckpointError(f"{name}: was tested on images of {sides} pixels; a square is all that is supported here")
@@ -180,14 +188,14 @@ def _side(settings: Settings, name: str) -> int:
 
 
 def _thresholds(settings: Settings) -> Thresholds:
-    limits = Thresholds(anchors_per_level=1000)
+    limits = Thresholds()
     stated = settings.first(("model", "test_cfg"), ("test_cfg",))
     return replace(
         limits,
-        anchors_per_level=stated.whole("nms_pre", 1000) if stated.get("nms_pre") != -1 else None,
+        anchors_per_level=limit(stated, "nms_pre", 1000),
         score=stated.real("score_thr", limits.score),
         nms=stated.real("iou_thr", limits.nms),
-        class_candidates=stated.whole("top_k", limits.class_candidates),
-        detections=stated.whole("max_per_img", limits.detections),
+        class_candidates=limit(stated, "top_k", limits.class_candidates),
+        detections=limit(stated, "max_per_img", limits.detections),
         mask=stated.real("mask_thr", limits.mask),
     )

@@ -59,8 +59,10 @@ def count(tensors: Mapping[str, Tensor], pattern: str, name: str) -> int:
     return len(numbers)
 
 
-def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str) -> MaskRCNNConfig:
+def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str, backbone: BackboneConfig | None = None) -> MaskRCNNConfig:
     """The config that these arrays, under our names, fit; what no array shows keeps its default.
+
+    The backbone is a ResNet unless one is given.
 
     Raises:
         CheckpointError: an array that every Mask R-CNN on FPN has is missing.
@@ -89,7 +91,7 @@ def mask_rcnn_config(tensors: Mapping[str, Tensor], name: str) -> MaskRCNNConfig
             f"{name}: its box head has {classes + 1} class logits on {box_inputs} inputs, which is no Mask R-CNN"
         )
     return MaskRCNNConfig(
-        backbone=resnet_config(tensors, name),
+        backbone=backbone or resnet_config(tensors, name),
         classes=classes,
         channels=channels,
         neck_norm=_norm(tensors, "neck.lateral.0"),

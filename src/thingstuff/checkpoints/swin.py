@@ -44,8 +44,8 @@ AUTHORS = (  # Liu et al.'s code for dense prediction, as detectron2's users hav
 
 _BLOCK = r"backbone\.stages\.(\d)\.blocks\.(\d+)\."
 _BLOCK_HERE = _BODY + r"layers_\1.blocks.\2."
-MMDETECTION = (
-    Rule(r"backbone\.patch_embed\.projection\.(weight|bias)", _BODY + r"patch_embed.proj.\1"),
+MMDETECTION = (  # less the kernel of the first convolution
+    Rule(r"backbone\.patch_embed\.projection\.bias", _BODY + "patch_embed.proj.bias"),
     Rule(r"backbone\.patch_embed\.norm\.(weight|bias)", _BODY + r"patch_embed.norm.\1"),
     Rule(_BLOCK + r"(norm[12])\.(weight|bias)", _BLOCK_HERE + r"\3.\4"),
     Rule(_BLOCK + r"attn\.w_msa\.(qkv|proj)\.(weight|bias)", _BLOCK_HERE + r"attn.\3.\4"),

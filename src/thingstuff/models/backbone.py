@@ -116,6 +116,8 @@ class Backbone(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
         unchanging = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         body = self._folded_body() if unchanging else self.body
+        if self.config.original_windows:  # an image that is not padded may end within a patch
+            images = functional.pad(images, (0, -images.shape[-1] % STRIDES[0], 0, -images.shape[-2] % STRIDES[0]))
         levels = list(body(images))
         if self.config.level_norms:
             if not self.channels_last_levels:

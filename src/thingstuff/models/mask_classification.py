@@ -69,6 +69,7 @@ class PostProcessing:
     convention: Convention = Convention.ORIGINAL
     mask_side: int | None = None  # pixels; masks are resized to this square first, whatever the image (Hugging Face, Mask2Former)
     only_sure: bool = True  # pixels whose query is below `Thresholds.mask` there stay void (Mask2Former)
+    unpadded: bool = False  # images are not padded to multiples of a number, so masks end where the image does (MMDetection)
 
     def __post_init__(self) -> None:
         if self.mask_side is not None and not 1 <= self.mask_side <= MOST_MASK_SIDE:
@@ -277,7 +278,8 @@ class MaskClassifier(Model):
         """Mask logits and the resizes from there to the image: the padded input, cut to what is no padding, the original."""
         logits = self.mask_logits(predictions, image, queries)
         if not self._as_hugging_face:
-            padded = (STRIDE * logits.shape[1], STRIDE * logits.shape[2])
+            whole = (STRIDE * logits.shape[1], STRIDE * logits.shape[2])
+            padded = size.input if self.config.post_processing.unpadded else whole
             return logits, [(padded, size.input), (size.original, size.original)]
         rows, columns = (-(-side // STRIDE) for side in size.input)
         logits, side = logits[:, :rows, :columns], self.config.post_processing.mask_side

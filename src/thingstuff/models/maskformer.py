@@ -150,6 +150,7 @@ class MaskFormer(MaskClassifier):
     """See the module's figure."""
 
     config: MaskFormerConfig
+    divides_images = True  # by the positions that its attention is told
     loss_weights: Mapping[str, float] = {"class": 1.0, "mask": 20.0, "dice": 1.0}  # section 4.2, "training settings"
 
     def __init__(self, config: MaskFormerConfig):
