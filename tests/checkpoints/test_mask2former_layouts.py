@@ -619,6 +619,24 @@ def test_mmdetection_does_not_pad_maskformers_images_unless_it_says_so():
     assert (found.preprocessing.pad_multiple, found.config.post_processing.unpadded) == (32, False)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not say which of its")
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("mask2former r18", [f"panoptic_head.decoder_input_projs.{level}" for level in range(3)]),
+        ("maskformer r34, encoder", ["panoptic_head.decoder_input_proj"]),
+    ],
+)
+def test_what_queries_look_at_may_be_convolved_although_it_has_their_width(kind, names):
+    tensors = hollow("mmdetection", kind)
+    assert not described(tensors).config.input_convs
+    tensors |= {f"{name}.weight": torch.tensor(0.5).expand(64, 64, 1, 1) for name in names}
+    tensors |= {f"{name}.bias": torch.tensor(0.5).expand(64) for name in names}
+    found = described(tensors)
+    assert found.config.input_convs
+    convert(tensors, found.rules, shapes_of(found.model, found.config), "model.pth")
+
+
 @pytest.mark.parametrize("place", ["positional_encoding", "pixel_decoder.positional_encoding"])
 def test_other_wave_lengths_of_the_positions_are_refused(place):
     outer, _, inner = place.rpartition(".")

@@ -113,6 +113,7 @@ def _maskformer_config(tensors: Mapping[str, Tensor], name: str, library: str, h
     shape = _shapes_in(tensors, f"{name}: looks like a MaskFormer ({library})")
     sizes = _sizes(tensors, shape, name, "self_attention.output", queries="decoder.query_positions")
     decoder_width = shape("decoder.layers.0.feed_forward.widen.weight")[0]
+    sizes["input_convs"] = sizes["input_convs"] and sizes["encoder_layers"] > 0  # else C5 has a width of its own
     return MaskFormerConfig(backbone_config(tensors, name), heads=heads, decoder_width=decoder_width, **sizes)
 
 
@@ -140,6 +141,8 @@ def _sizes(
         "channels": channels,
         "mask_channels": mask_channels,
         "query_channels": query_channels,
+        "input_convs": channels == query_channels
+        and any(key.startswith(("decoder.input.", "decoder.inputs.")) for key in tensors),
         "queries": count_of_queries,
         "encoder_layers": encoder_layers,
         "decoder_layers": count(tensors, r"decoder\.layers\.(\d+)\.cross_attention\.output\.weight", name),

@@ -241,7 +241,8 @@ class Decoder(nn.Module):
         self.query_positions = nn.Parameter(torch.randn(config.queries, width))
         self.level_embeddings = nn.Parameter(torch.randn(LEVELS, width))
         self.inputs = nn.ModuleList(
-            nn.Identity() if width == config.channels else nn.Conv2d(config.channels, width, 1) for _ in range(LEVELS)
+            nn.Identity() if width == config.channels and not config.input_convs else nn.Conv2d(config.channels, width, 1)
+            for _ in range(LEVELS)
         )
         self.layers = nn.ModuleList(DecoderLayer(width, config.heads, config.decoder_width) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(width)

@@ -105,6 +105,7 @@ class MaskClassifierConfig:
     channels: int = 256  # of the pixel decoder, a multiple of 32
     mask_channels: int = 256  # of mask and pixel embeddings
     query_channels: int = 256
+    input_convs: bool = False  # 1x1, on what the queries look at; also where it has their width already
     queries: int = 100
     heads: int = 8  # of every attention
     no_object: float = 0.1  # weight of queries without a target in the class loss

@@ -123,7 +123,8 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.query_channels
         self.query_positions = nn.Parameter(torch.randn(config.queries, width))
-        self.input = nn.Identity() if memory_channels == width else nn.Conv2d(memory_channels, width, 1)
+        as_it_is = memory_channels == width and not config.input_convs
+        self.input = nn.Identity() if as_it_is else nn.Conv2d(memory_channels, width, 1)
         self.layers = nn.ModuleList(
             DecoderLayer(width, config.heads, config.decoder_width, config.dropout) for _ in range(config.decoder_layers)
         )
