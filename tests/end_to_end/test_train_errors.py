@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,10 +138,12 @@ def test_a_run_in_a_thread_trains_without_hearing_signals(shapes: Path, tmp_path
     assert (tmp_path / "run" / "last.safetensors").exists()
 
 
-def test_ctrl_c_in_a_terminal_reaches_workers_too_and_the_run_is_saved(shapes: Path, tmp_path: Path) -> None:
+@contextmanager
+def _running(shapes: Path, out: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A run without end, in a session of its own, that has made its first steps."""
     command = [sys.executable, "-W", "ignore", "-m", "thingstuff", "train", "--data", str(shapes), "--split", "train"]
-    command += ["--model", "mask-rcnn-tiny", "--out", str(tmp_path / "run"), "--steps", "100000", "--batch-size", "1"]
-    command += ["--workers", "2", "--save-every", "100000", "--validate-every", "100000"]
+    command += ["--model", "mask-rcnn-tiny", "--out", str(out), "--steps", "100000", "--batch-size", "1"]
+    command += ["--save-every", "100000", "--validate-every", "100000", *words]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -147,18 +151,39 @@ def test_ctrl_c_in_a_terminal_reaches_workers_too_and_the_run_is_saved(shapes: P
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert process.stderr is not None
-    told = b""
-    while not re.search(rb"[1-9]\d*/100000", told):
-        part = process.stderr.read1(4096)  # type: ignore[attr-defined]
-        assert part, told  # else it has ended
-        told += part
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    told = process.communicate(timeout=60)[1]
+    try:
+        assert process.stderr is not None
+        told = b""
+        while not re.search(rb"[1-9]\d*/100000", told):
+            part = process.stderr.read1(4096)  # type: ignore[attr-defined]
+            assert part, told  # else it has ended
+            told += part
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def test_ctrl_c_in_a_terminal_reaches_workers_too_and_the_run_is_saved(shapes: Path, tmp_path: Path) -> None:
+    with _running(shapes, tmp_path / "run", "--workers", "2") as process:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        told = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told
     assert b"stopping once this step is done and saved; a second time stops at once" in told
     assert re.search(rb"thingstuff: stopped after step \d+ of 100000", told)
     assert b"Traceback" not in told
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["state"]["step"] > 0
+
+
+def test_ctrl_c_ends_tee_before_the_run_which_is_saved_all_the_same(shapes: Path, tmp_path: Path) -> None:
+    with _running(shapes, tmp_path / "run") as process:
+        assert process.stderr is not None
+        process.stderr.close()  # `thingstuff train ... 2>&1 | tee log`: nobody reads any more
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["state"]["step"] > 0
 
 

@@ -3,10 +3,11 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any, cast
 
 from thingstuff.cli.arguments import (
     BIT_DEPTH_HELP,
@@ -153,7 +154,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     chosen = {option.name: getattr(arguments, option.name) for option in OPTIONS if hasattr(arguments, option.name)}
     recipe = training.Recipe(data=arguments.data, model=arguments.model, out=arguments.out, **chosen)
     recipe = replace(recipe, augmentation=_augmentation(arguments, recipe.augmentation))
-    with contextlib.redirect_stdout(sys.stderr):  # what a run tells on its way is progress; its result alone goes to stdout
+    told = cast(IO[str], _Progress(sys.stderr))
+    # what a run tells on its way is progress; its result alone goes to stdout
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         result = training.train(recipe, resume=arguments.resume)
     if not training.is_main_process():
         return 0
@@ -164,6 +167,37 @@ def run_train(arguments: argparse.Namespace) -> int:
     else:
         print(f"weights, not validated: {recipe.folder / 'last.safetensors'}")
     return 0
+
+
+class _Progress:
+    """stderr, as long as somebody reads it; a run goes on without.
+
+    A terminal sends Ctrl-C to what reads a pipe, too: `tee` ends at once, while the run has a step to finish and to save.
+    """
+
+    def __init__(self, stream: Any):  # of text
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._to_nobody():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._to_nobody():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _to_nobody(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # the stream keeps what it could not write and would fail with it at its end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _augmentation(arguments: argparse.Namespace, default: Any) -> Any:

@@ -1,5 +1,6 @@
 """What stops a run from outside: Ctrl-C and SIGTERM, heard at once, obeyed at the end of the step."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -36,8 +37,10 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: of a library, which can't be put back
-                    self._before[number] = signal.signal(number, self._hear)
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):  # None: of a library, which can't be put back
+                    self._before[number] = before  # first, since the signal may come at once
+                    signal.signal(number, self._hear)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -51,7 +54,8 @@ class StopSignals:
             signal.raise_signal(number)
         elif self.heard is None:
             self.heard = number
-            os.write(2, _HEARD)  # a stream may be amid a write of its own
+            with contextlib.suppress(OSError):  # nobody reads it; that stops no run from being saved
+                os.write(2, _HEARD)  # a stream may be amid a write of its own
 
     def agreed(self, accelerator: Accelerator) -> int | None:
         """The signal that any process of the run has heard: all of them stop after the same step."""
