@@ -147,10 +147,11 @@ def test_numbers_that_no_network_has_are_refused(own_file, tmp_path, fields, mes
         read(rewritten(own_file, tmp_path, config=json.dumps(config)))
 
 
-def test_images_larger_than_any_network_takes_are_refused_before_memory_is_taken(own_file, tmp_path):
+@pytest.mark.parametrize("name", ["short_side", "long_side", "pad_multiple"])
+def test_images_larger_than_any_network_takes_are_refused_before_memory_is_taken(own_file, tmp_path, name):
     with safetensors.safe_open(own_file, "pt") as file:
-        preprocessing = json.loads(file.metadata()["preprocessing"]) | {"short_side": 10**9}
-    with pytest.raises(CheckpointError, match=r"changed\.safetensors: short_side must be at most 8192 pixels, got 1000000000"):
+        preprocessing = json.loads(file.metadata()["preprocessing"]) | {name: 10**9}
+    with pytest.raises(CheckpointError, match=rf"changed\.safetensors: {name} must be at most 8192 pixels, got 1000000000"):
         read(rewritten(own_file, tmp_path, preprocessing=json.dumps(preprocessing)))
 
 

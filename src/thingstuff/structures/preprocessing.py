@@ -102,8 +102,9 @@ class Preprocessing:
                 "short_side must be 0 (own size) or more, long_side and pad_multiple 1 or more, "
                 f"got {self.short_side}, {self.long_side} and {self.pad_multiple}"
             )
-        if self.short_side > LARGEST_SIDE:
-            raise ConfigError(f"short_side must be at most {LARGEST_SIDE} pixels, got {self.short_side}")
+        for name in ("short_side", "long_side", "pad_multiple"):
+            if getattr(self, name) > LARGEST_SIDE:
+                raise ConfigError(f"{name} must be at most {LARGEST_SIDE} pixels, got {getattr(self, name)}")
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image of this size, before padding; no side is ever 0."""
