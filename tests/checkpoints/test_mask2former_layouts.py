@@ -15,6 +15,7 @@ import thingstuff
 from thingstuff.checkpoints import LAYOUTS, hugging_face, mask2former, mmdetection_mask2former
 from thingstuff.checkpoints.files import shapes_of
 from thingstuff.checkpoints.rules import convert
+from thingstuff.checkpoints.swin import swin_config
 from thingstuff.errors import CheckpointError
 from thingstuff.models.backbone import BackboneConfig
 from thingstuff.models.contract import Task
@@ -504,6 +505,22 @@ def test_an_output_under_both_of_hugging_faces_names_is_a_misfit(kind):
     misfit = rf"{layer}o_proj.bias and {layer}out_proj.bias both become decoder.layers.1.self_attention.output.bias"
     with pytest.raises(CheckpointError, match=misfit):
         convert(tensors, described(tensors).rules, shapes_here(kind), "model.pth")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "widths"),
+    [
+        (1.1, [61, 123, 246, 492]),  # 61.6, 123.2, 246.4 and 492.8, while 61 / 56 would make 122 of 112
+        (1.0893, [61, 122, 244, 488]),  # 56 * (61 / 56) is a little less than 61 in floats
+    ],
+)
+def test_blocks_of_a_swin_are_as_wide_as_whole_channels_of_theirs(ratio, widths):
+    sizes = (("embed_dim", 56), ("depths", (1, 1, 1, 1)), ("num_heads", (2, 4, 8, 16)), ("window_size", 5))
+    config = Mask2FormerConfig(replace(_SMALL_SWIN, options=(*sizes, ("mlp_ratio", ratio))), decoder_layers=1, **_SIZES)
+    shapes = shapes_of(Mask2Former, config)
+    assert [shapes[f"backbone.body.layers_{stage}.blocks.0.mlp.fc1.weight"][0] for stage in range(4)] == widths
+    found = swin_config({name: torch.tensor(0.5).expand(shape) for name, shape in shapes.items()}, "model.pth")
+    assert shapes_of(Mask2Former, replace(config, backbone=found)) == shapes
 
 
 # What no array shows

@@ -136,9 +136,10 @@ def swin_config(tensors: Mapping[str, Tensor], name: str) -> BackboneConfig:
     options: tuple[tuple[str, object], ...] = ()
     if known is None:
         options = (("embed_dim", width), ("depths", depths), ("num_heads", heads), ("window_size", window))
-    widened = shape(_BODY + "layers_0.blocks.0.mlp.fc1.weight", 2)[0]
-    if widened != 4 * width:
-        options += (("mlp_ratio", widened / width),)
+    widened, last = shape(_BODY + "layers_3.blocks.0.mlp.fc1.weight", 2)  # where rounding down to whole channels lost least
+    if widened != 4 * last:
+        ratio = widened / last
+        options += (("mlp_ratio", ratio if int(last * ratio) == widened else math.nextafter(ratio, math.inf)),)
     if not any(key.endswith(".attn.qkv.bias") for key in tensors):
         options += (("qkv_bias", False),)
     return BackboneConfig(
