@@ -221,3 +221,8 @@ def test_the_images_are_those_of_the_preprocessor(settings, expected):
 def test_images_without_a_counterpart_are_refused(settings, message):
     with pytest.raises(CheckpointError, match=rf"preprocessor_config\.json beside it.*{message}"):
         described(hollow("hugging face", "mask2former r18"), {IMAGES: Settings(settings)})
+
+
+def test_a_key_of_the_file_itself_that_is_called_like_a_file_beside_it_tells_nothing():
+    found = described(with_classes("maskformer r50", 133), {CONFIG: "anything", IMAGES: 3})
+    assert found.categories.names == COCO_PANOPTIC.names

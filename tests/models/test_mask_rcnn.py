@@ -56,6 +56,15 @@ def test_segments_are_in_pixels_of_the_original_image_by_descending_score() -> N
             assert y2 <= segment.box[3] + 1
 
 
+def test_an_image_without_a_proposal_has_no_segments() -> None:
+    model = _model().eval()
+    with torch.no_grad():
+        for parameter in model.rpn.parameters():
+            parameter.fill_(torch.nan)
+    (segments,) = model.segments(model(torch.randn(1, 3, 64, 96)), image_sizes(), THREE, LOW)
+    assert len(segments) == 0
+
+
 def test_a_batch_of_two_equals_two_batches_of_one() -> None:
     model = _model().eval()
     images = torch.randn(2, 3, 64, 96)

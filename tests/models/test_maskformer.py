@@ -133,7 +133,7 @@ def test_masks_of_an_image_that_was_not_padded_end_where_it_does(unpadded: bool,
     assert found.masks()[0].sum() == pixels
 
 
-def test_an_export_keeps_the_predictions_at_otherimage_sizes() -> None:
+def test_an_export_keeps_the_predictions_at_other_image_sizes() -> None:
     model = _model(**WITH_ENCODER).eval()
     sizes = {"images": {0: Dim("batch", min=1), 2: Dim.AUTO, 3: Dim.AUTO}}
     with torch.no_grad():

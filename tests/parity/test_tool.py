@@ -47,8 +47,9 @@ def test_a_misfit_of_float32_alone_is_rounding_and_the_line_says_it(parity, refe
 
     def run_case(case, device, dtype=torch.float32):
         asked.append(dtype)
-        off = 2e-3 if dtype == torch.float32 else 0
-        return expected | {"scores": expected["scores"] + off}
+        scores = expected["scores"].copy()
+        scores[0] += 2e-3 if dtype == torch.float32 else 0
+        return expected | {"scores": scores}
 
     monkeypatch.setattr(parity, "run_case", run_case)
     assert parity.main([str(reference / CASE)]) == 0
@@ -56,6 +57,13 @@ def test_a_misfit_of_float32_alone_is_rounding_and_the_line_says_it(parity, refe
     line = capsys.readouterr().out
     assert line.startswith(f"fits  {CASE}  ")
     assert "in float64, as float32 rounds otherwise than the original (instance " in line
+
+
+def test_a_float32_that_gives_nonsense_is_a_misfit_whatever_float64_gives(parity, reference, monkeypatch, capsys):
+    expected = dict(np.load(reference / CASE / "expected.npz"))
+    monkeypatch.setattr(parity, "run_case", lambda *_: expected | {"scores": np.full(100, np.nan, np.float32)})
+    assert parity.main([str(reference / CASE)]) == 1
+    assert capsys.readouterr().out.startswith(f"MISFIT  {CASE}  ")
 
 
 def test_float64_runs_in_float64(parity, reference):

@@ -385,7 +385,7 @@ class MaskRCNN(Model):
         boxes = decode_deltas(
             box_deltas.float(), proposals, self.config.box_weights, clip_small=self.config.clip_small_deltas
         )  # regions (class x1 y1 x2 y2)
-        boxes = clip_boxes(boxes.reshape(len(proposals), -1, 4), size)
+        boxes = clip_boxes(boxes.unflatten(1, (-1, 4)), size)
         boxes = boxes.expand(-1, classes, 4)  # one box for all classes where the head is class-agnostic
         region, class_ = (probabilities > thresholds.score).nonzero(as_tuple=True)
         scores, boxes = probabilities[region, class_], boxes[region, class_]
