@@ -198,6 +198,14 @@ def test_predict_does_not_write_over_its_images(photos: Path, capsys):
     assert (photos / "b.png").read_bytes() == before
 
 
+def test_predict_does_not_write_over_a_picture_that_is_called_like_its_own(photos: Path, capsys):
+    (photos / "a.png").write_bytes((photos / "b.png").read_bytes())
+    before = (photos / "a.png").read_bytes()
+    assert run("predict", photos / "a.JPG", "--model", "unused", "--out", photos) == 2
+    assert "a.png is there and was not written by predict; give another folder to --out" in capsys.readouterr().err
+    assert (photos / "a.png").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("pattern", "out", "found"),
     [

@@ -94,7 +94,7 @@ def refuse_overwriting(inputs: Sequence[Input], out: Path, tiles: bool) -> None:
         tiles: whether panoptic maps are written.
 
     Raises:
-        ConfigError: the picture of an image would be written over an image, or its segments over somebody's JSON or PNGs.
+        ConfigError: the picture of an image would be written over an image, or its segments over somebody's JSON or PNG.
     """
     real = {each.path.resolve() for each in inputs}
     for each in inputs:
@@ -103,6 +103,9 @@ def refuse_overwriting(inputs: Sequence[Input], out: Path, tiles: bool) -> None:
                 raise ConfigError(
                     f"{shown(out / name)} would be overwritten with a picture of itself; give another folder to --out"
                 )
+            # beside each picture of ours lies its JSON, whose origin is looked at below
+            if (out / name).is_file() and not (out / f"{each.stem}.json").is_file():
+                raise ConfigError(f"{shown(out / name)} is there and was not written by predict; give another folder to --out")
     for written in (*(out / f"{each.stem}.json" for each in inputs), out / RESULTS, *([out / PANOPTIC] if tiles else [])):
         if written.is_file() and not _is_ours(written):
             raise ConfigError(f"{shown(written)} is there and was not written by predict; give another folder to --out")
