@@ -259,6 +259,16 @@ def test_images_that_predictions_do_not_name_are_counted_aloud(shapes: Path, tmp
     assert "the other 1 count as images where nothing was found" in told
 
 
+def test_predictions_matched_by_ids_though_their_images_have_other_names_are_told_of(shapes: Path, tmp_path: Path, capsys):
+    rows = predictions(shapes)
+    words = ("evaluate", "--predictions", tmp_path / "p.json", "--data", shapes, "--split", "val", "--json")
+    (tmp_path / "p.json").write_text(json.dumps([{**row, "file_name": f"other{row['image_id']}.png"} for row in rows]))
+    assert run(*words) == 0
+    told = capsys.readouterr().err
+    assert "p.json is matched by image ids: 30 is other30.png there and " in told
+    assert "make sure that the predictions are of these images" in told
+
+
 def test_masks_are_small_or_large_by_their_own_area_whatever_box_a_row_states(tmp_path: Path, capsys):
     """pycocotools takes a row's area from "bbox" where there is one: the same digits where masks go without.
 

@@ -136,6 +136,14 @@ def matched_images(results: "list[ImageResults]", data: "InstanceDataset", sourc
         raise EvaluationError(
             f"{source}: none of its category ids is in {data.source}, which has {_some(map(str, data.categories.ids))}"
         )
+    for record, image in pairs:
+        if image.file_name is not None and record.path is not None and Path(image.file_name).name != record.path.name:
+            print(
+                f"thingstuff: {source} is matched by image ids: {image.image_id} is {image.file_name} there and "
+                f"{record.path.name} in {data.source}; make sure that the predictions are of these images",
+                file=sys.stderr,
+            )
+            break
     if len(pairs) < len(results):
         print(
             f"thingstuff: {len(results) - len(pairs)} predicted images are not in {data.source} and do not count", file=sys.stderr
