@@ -195,6 +195,22 @@ def test_ctrl_c_ends_tee_before_the_run_which_is_saved_all_the_same(shapes: Path
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["state"]["step"] > 0
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_steps_of_a_narrow_network_are_taken_without_onednn(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, enabled = loop._finite, []
+
+    def watched(*arguments: object) -> dict[str, float]:
+        enabled.append(torch._C._get_mkldnn_enabled())
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_finite", watched)
+    train(_recipe(shapes, tmp_path / "run", steps=2))
+    assert enabled == [False, False]
+    assert torch._C._get_mkldnn_enabled()
+
+
 def test_runs_of_one_process_may_differ_in_precision(shapes: Path, tmp_path: Path) -> None:
     for precision in ("no", "bf16", "no"):
         train(_recipe(shapes, tmp_path / precision / str(len(list(tmp_path.iterdir()))), precision=precision))

@@ -2,9 +2,14 @@
 
 import math
 
+import numpy as np
 import torch
 
 from thingstuff.models.contract import Model
+from thingstuff.models.mask2former import Mask2Former
+from thingstuff.models.mask_classification import Thresholds
+from thingstuff.models.maskformer import MaskFormer
+from thingstuff.structures.categories import Categories
 from thingstuff.structures.preprocessing import ImageSize, Targets
 
 
@@ -53,3 +58,22 @@ def learn_by_heart(
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.train()
+
+
+def assert_two_at_once_are_as_each_alone(model: Mask2Former | MaskFormer, categories: Categories, limits: Thresholds) -> None:
+    """Of a network of queries, in float64, in which no decision hangs on rounding, whatever the weights."""
+    model = model.eval().double()
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        model.decoder.classes.bias[-1] = -20.0  # every query is something
+        predictions = model(images)
+        first, second = predictions.class_logits.unbind(1)
+        assert (first - second).abs().max() > 1e-3  # what the one image says of the other is far from rounding
+        together = model.segments(predictions, image_sizes(2), categories, limits)
+        for number, (image, expected) in enumerate(zip(images, together, strict=True)):
+            said = model(image[None])
+            torch.testing.assert_close(said.class_logits[:, 0], predictions.class_logits[:, number], atol=1e-9, rtol=0)
+            (alone,) = model.segments(said, image_sizes(), categories, limits)
+            assert len(expected) > 0
+            np.testing.assert_array_equal(alone.masks(), expected.masks())
+            np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-6)

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.export import Dim
@@ -17,7 +16,7 @@ from thingstuff.models.maskformer import MaskFormer, MaskFormerConfig
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.preprocessing import ImageSize
 
-from .scenes import bright_and_dark, image_sizes, learn_by_heart, rectangles
+from .scenes import assert_two_at_once_are_as_each_alone, bright_and_dark, image_sizes, learn_by_heart, rectangles
 
 TWO_AND_ONE = Categories.numbered(2, 1)  # two kinds of things, one of stuff
 WITH_ENCODER = {"encoder_layers": 1, "encoder_width": 32}
@@ -102,23 +101,7 @@ def test_a_target_smaller_than_a_cell_has_a_share_of_it() -> None:
 
 @pytest.mark.parametrize("task", Task)
 def test_a_batch_of_two_equals_two_batches_of_one(task: Task) -> None:
-    model = _model(**WITH_ENCODER).eval().double()  # in which no decision hangs on rounding, whatever the weights
-    with torch.no_grad():
-        model.decoder.classes.bias[-1] = -20.0  # every query is something
-    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    limits = Thresholds(task, merge_score=0.0, overlap=0.0)
-    with torch.no_grad():
-        predictions = model(images)
-        first, second = predictions.class_logits.unbind(1)
-        assert (first - second).abs().max() > 1e-3  # what the one image says of the other is far from rounding
-        together = model.segments(predictions, image_sizes(2), TWO_AND_ONE, limits)
-        for number, (image, expected) in enumerate(zip(images, together, strict=True)):
-            said = model(image[None])
-            torch.testing.assert_close(said.class_logits[:, 0], predictions.class_logits[:, number], atol=1e-9, rtol=0)
-            (alone,) = model.segments(said, image_sizes(), TWO_AND_ONE, limits)
-            assert len(expected) > 0
-            np.testing.assert_array_equal(alone.masks(), expected.masks())
-            np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-6)
+    assert_two_at_once_are_as_each_alone(_model(**WITH_ENCODER), TWO_AND_ONE, Thresholds(task, merge_score=0.0, overlap=0.0))
 
 
 @pytest.mark.parametrize(("unpadded", "pixels"), [(True, 3), (False, 2)])

@@ -137,8 +137,9 @@ def demand_own_config(config: Settings, is_mask2former: bool, classes: int, quer
 
 def heads_in(config: Settings, default: int) -> int:
     """Of every attention that is in use: those of MaskFormer are in its decoder alone."""
-    part = config.first(("decoder_config",)) if config.get("model_type") == "maskformer" else config
-    return part.whole("decoder_attention_heads" if config.get("model_type") == "maskformer" else "num_attention_heads", default)
+    if config.get("model_type") == "maskformer":
+        return config.first(("decoder_config",)).whole("decoder_attention_heads", default)
+    return config.whole("num_attention_heads", default)
 
 
 def names_in(config: Settings, classes: int) -> tuple[str, ...] | None:
