@@ -97,6 +97,34 @@ def test_batches_larger_than_the_data_set_go_round_it(dataset: InstanceDataset):
     assert [epoch for epoch, _ in TrainingLoader(dataset, JITTER, PREPROCESSING, 12).positions(0)] == [0] * 5 + [1] * 5 + [2] * 2
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_whole_images_come_in_steps_of_upright_or_of_wide_ones(processes: int):
+    sizes = [(20, 30), (30, 20), (20, 20)]  # a square one is no wider than high
+    records = tuple(Record(image_id, None, sizes[image_id % 3], ()) for image_id in range(23))
+    images = InstanceDataset(records, Categories.numbered(1))
+    loaders = [
+        TrainingLoader(images, Augmentation(), PREPROCESSING, 4 // processes, rank=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    steps = [[position for loader in loaders for position in loader.positions(step)] for step in range(23)]
+    epochs = [sorted(image for step in steps for epoch, image in step if epoch == wanted) for wanted in range(4)]
+    assert epochs == [list(range(23))] * 4  # nothing is lost or shown twice: 23 steps of 4 are 4 epochs of 23
+    kinds = [{records[image].size[1] > records[image].size[0] for _, image in step} for step in steps]
+    mixed = [step for step, kind in enumerate(kinds) if len(kind) > 1]
+    assert len(mixed) <= 2 * 4  # what is left over at each epoch's end
+    assert {len(kinds[step]) for step in range(4)} == {1}
+    assert len({True, False} & {next(iter(kinds[step])) for step in range(4)}) == 2  # and the kinds come mixed
+
+
+def test_crops_and_turned_images_are_shuffled_without_regard_to_their_shape(dataset: InstanceDataset):
+    records = tuple(Record(image_id, None, (20, 30) if image_id % 2 else (30, 20), ()) for image_id in range(400))
+    images = InstanceDataset(records, Categories.numbered(1))
+    for augmentation in (JITTER, Augmentation(quarter_turn=0.5)):
+        loader = TrainingLoader(images, augmentation, PREPROCESSING, 4)
+        kinds = [{image % 2 for _, image in loader.positions(step)} for step in range(100)]
+        assert sum(len(kind) == 2 for kind in kinds) > 70  # 87.5 of 100 by chance
+
+
 def test_loading_leaves_the_global_random_state_alone(dataset: InstanceDataset):
     before = torch.get_rng_state()
     take(TrainingLoader(dataset, JITTER, PREPROCESSING, 2), 2)

@@ -1,8 +1,9 @@
 """Batches for training.
 
-Training sees one endless stream: a fresh shuffle of the data set for each epoch, one after the other, cut into steps. What a
-step holds follows from (seed, step) and what happens to an image from (seed, epoch, index of the image) alone, so neither the
-number of workers nor an interruption changes a run, and several processes share each step without talking to each other.
+Training sees one endless stream: a fresh shuffle of the data set for each epoch, one after the other, cut into steps. Whole
+images come in steps of upright or of wide ones, so that little of a batch is padding. What a step holds follows from (seed,
+step) and what happens to an image from (seed, epoch, index of the image) alone, so neither the number of workers nor an
+interruption changes a run, and several processes share each step without talking to each other.
 """
 
 import signal
@@ -90,6 +91,9 @@ class TrainingLoader:
         self.batch_size, self.seed, self.workers, self.rank, self.processes = batch_size, seed, workers, rank, processes
         cache = ImageCache(cache_bytes, max_pixels, preprocessing.bit_depth)
         self._views = _Views(dataset, augmentation, preprocessing, seed, cache)
+        self._is_wide = np.array([record.size[1] > record.size[0] for record in dataset], np.bool_)
+        if augmentation.crop is not None or augmentation.quarter_turn or preprocessing.square:
+            self._is_wide[:] = False  # views are not shaped as their images are
 
     def positions(self, step: int) -> list[tuple[int, int]]:
         """(epoch, index of the image) of each image of a step, this process's share alone."""
@@ -99,7 +103,20 @@ class TrainingLoader:
         return [(epoch, int(orders[epoch][place])) for epoch, place in epochs_and_places]
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, ORDER, epoch)).permutation(len(self.dataset))
+        """The images of an epoch, shuffled so that most steps have upright or wide images alone.
+
+        What is left of either when whole steps are made of it comes last, and the first images complete the step that the epoch
+        before has begun.
+        """
+        random = np.random.default_rng((self.seed, ORDER, epoch))
+        order = random.permutation(len(self.dataset))
+        step = self.batch_size * self.processes
+        begun, order = np.split(order, [-epoch * len(order) % step])
+        wide = self._is_wide[order]
+        kinds = [order[wide], order[~wide]]
+        steps = [images.reshape(-1, step) for images in (kind[: len(kind) // step * step] for kind in kinds)]
+        left = [kind[len(kind) // step * step :] for kind in kinds]
+        return np.concatenate([begun, random.permutation(np.concatenate(steps)).ravel(), *left])
 
     def batches(self, start_step: int = 0) -> Generator[tuple[ImageBatch, list[Targets]], None, None]:
         """The batches of steps start_step, start_step + 1, ... without end. Closing the iterator ends the workers.
