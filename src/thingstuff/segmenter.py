@@ -3,7 +3,7 @@
 name or file -> load -> Segmenter; image -> Preprocessing -> ImageBatch -> network -> Segments
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -122,7 +122,7 @@ class Segmenter:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         task: str | Task | None = None,
         bit_depth: int | None = None,
-    ) -> Iterator[tuple[Any, Segments | ImageError]]:
+    ) -> Generator[tuple[Any, Segments | ImageError], None, None]:
         """Each source with its segments, in order; what can't be read comes back as its error and the rest go on.
 
         A thread reads and resizes the next batch while the network works on this one.

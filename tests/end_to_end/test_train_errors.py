@@ -20,15 +20,18 @@ from torch import nn
 
 import thingstuff
 from thingstuff.checkpoints import backbone_weights
+from thingstuff.checkpoints.files import read_header
 from thingstuff.cli import main
 from thingstuff.data.folders import open_dataset
-from thingstuff.data.records import InstanceDataset
+from thingstuff.data.records import InstanceDataset, Record
 from thingstuff.errors import AnnotationError, CheckpointError, TrainingError
 from thingstuff.models.contract import Task
 from thingstuff.models.mask_rcnn import MaskRCNN
 from thingstuff.segmenter import Segmenter
+from thingstuff.structures.segments import Segments
 from thingstuff.training import Recipe, loop, run_folder, train
 from thingstuff.training.stopping import Stopped
+from thingstuff.training.validation import InstanceJudge
 
 
 def _recipe(shapes: Path, out: Path, **changes: object) -> Recipe:
@@ -123,6 +126,53 @@ def test_a_signal_stops_a_run_after_its_step_and_resuming_ends_in_the_same_bits(
     assert (whole / "validation.json").read_text() == (stopped / "validation.json").read_text()
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_signal_stops_a_validation_after_its_image_and_resuming_repeats_it_to_the_same_bits(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], last: bool
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    steps = 2 if last else 3
+    words = ["train", "--data", str(shapes), "--validation-data", str(shapes / "instances_train.json"), "--split", "train"]
+    words += ["--model", "mask-rcnn-tiny", "--steps", str(steps), "--batch-size", "1", "--warmup", "0", "--validate-every", "2"]
+    assert main([*words, "--out", str(whole), "--pictures", "1"]) == 0
+    judged: list[int] = []
+    original = InstanceJudge.update
+
+    def hears(self: InstanceJudge, record: Record, segments: Segments) -> None:
+        judged.append(record.image_id)
+        signal.raise_signal(signal.SIGINT)
+        original(self, record, segments)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(InstanceJudge, "update", hears)
+        assert main([*words, "--out", str(stopped), "--pictures", "1"]) == 130
+    assert judged == [10]  # of two images
+    told = capsys.readouterr().err
+    assert f"thingstuff: stopped after step 2 of {steps}, which {stopped} holds; " in told
+    assert told.endswith("goes on from there, with the validation of that step\n")
+    assert not (stopped / "validation.json").exists()
+    state = torch.load(stopped / "state.pt", weights_only=True)["state"]
+    assert (state["step"], state["validation_due"]) == (2, True)
+    assert main([*words, "--out", str(stopped), "--pictures", "1", "--resume"]) == 0
+    for name in ("log.csv", "log.jsonl", "validation.json"):
+        assert (whole / name).read_text() == (stopped / name).read_text(), name
+    for name in ("best.safetensors", "last.safetensors"):
+        expected, got = load_file(whole / name), load_file(stopped / name)
+        assert all(torch.equal(expected[key], got[key]) for key in expected), name
+        assert read_header(whole / name).notes == read_header(stopped / name).notes
+    assert {path.name for path in (whole / "pictures").iterdir()} == {path.name for path in (stopped / "pictures").iterdir()}
+
+
+def test_a_run_killed_after_a_repeated_validation_logs_it_once(shapes: Path, tmp_path: Path) -> None:
+    log = run_folder.Log(tmp_path, 0)
+    for row in ({"step": 1, "loss": 2.0}, {"step": 1, "mask_AP": 0.5}, {"step": 2, "loss": 1.0}, {"step": 2, "mask_AP": 0.6}):
+        log.add(row)
+    log.flush()
+    assert run_folder.Log(tmp_path, 2, validation_due=True).rows == log.rows[:3]
+    assert run_folder.Log(tmp_path, 2).rows == log.rows
+
+
 def test_a_second_ctrl_c_stops_a_run_at_once(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,7 +230,7 @@ def test_ctrl_c_in_a_terminal_reaches_workers_too_and_the_run_is_saved(shapes: P
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         told = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told
-    assert b"stopping once this step is done and saved; a second time stops at once" in told
+    assert b"stopping after this step, or image of a validation, and saving; a second time stops at once" in told
     assert re.search(rb"thingstuff: stopped after step \d+ of 100000", told)
     assert b"Traceback" not in told
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["state"]["step"] > 0

@@ -11,7 +11,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -64,7 +64,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         resume: go on with the run in the recipe's folder; where it holds none yet, start.
 
     Raises:
-        Stopped: by Ctrl-C or SIGTERM; the step is done and saved. It is a KeyboardInterrupt.
+        Stopped: by Ctrl-C or SIGTERM; the step is done and saved, its validation may be left to do. It is a KeyboardInterrupt.
         TrainingError: a loss is not finite, the folder holds another run, or the data has no object to learn from.
         AnnotationError, ImageError: the data is broken; the file and the id are named.
         ConfigError: the name of the model or of a loss is unknown, or a number is out of range.
@@ -107,12 +107,42 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         tqdm.write(f"{folder} has no step of a run to go on from; the run starts at its beginning", file=sys.stderr)
     averaged = Segmenter(average, segmenter.categories, segmenter.preprocessing, name=recipe.model)
 
-    log = Log(folder, state.step)
+    log = Log(folder, state.step, state.validation_due)
     bar = tqdm(total=recipe.steps, initial=state.step, desc="train", disable=not accelerator.is_main_process, dynamic_ncols=True)
     result: dict[str, Any] = {}
     batches = loader.batches(state.step * recipe.accumulate)
     segmenter.model.train()
-    with StopSignals() as signals, _flushed(log, accelerator):
+    signals = StopSignals()
+
+    def conclude() -> dict[str, Any]:
+        """End a step: validate where that is due, save, stop where a signal says so. Gives the validation, if there was one."""
+        found = None
+        if state.validation_due and data.validation is not None:
+            found = _validate(averaged, data.validation, task, recipe, state.step, accelerator, signals)
+        if found is not None:
+            state.validation_due = False
+            _note_validation(found, task, state, averaged, recipe, log, bar, accelerator)
+            if accelerator.is_main_process:
+                log.flush()
+        stop, last = signals.agreed(accelerator), state.step >= recipe.steps
+        if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last or stop):
+            averaged.save(folder / "last.safetensors", notes=_notes(recipe, state, task))
+            log.flush()
+            save_state(folder, state, accelerator, segmenter.model, average, optimizer)
+        if stop and (state.validation_due or not last):
+            bar.close()
+            accelerator.wait_for_everyone()  # the first process to end would end the others, while they save
+            left = ", with the validation of that step" if state.validation_due else ""
+            raise Stopped(
+                f"stopped after step {state.step} of {recipe.steps}, which {folder} holds; "
+                f"the same command with --resume (in Python resume=True) goes on from there{left}",
+                stop,
+            )
+        return found or {}
+
+    with signals, _flushed(log, accelerator):
+        if state.validation_due:  # the run was stopped in it
+            result = conclude()
         while state.step < recipe.steps:
             rate = recipe.learning_rate_at(state.step, accelerator.num_processes)
             for group in optimizer.param_groups:
@@ -141,25 +171,9 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
             bar.update()
             bar.set_postfix({"loss": f"{total:.3f}"} | {name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
 
-            last = state.step == recipe.steps
-            if state.step % recipe.validate_every == 0 or last:
-                result = _validate(averaged, data.validation, task, recipe, state.step, accelerator)
-                _note_validation(result, task, state, averaged, recipe, log, bar, accelerator)
-                if accelerator.is_main_process:
-                    log.flush()
-            stop = signals.agreed(accelerator)
-            if accelerator.is_main_process and (state.step % recipe.save_every == 0 or last or stop):
-                averaged.save(folder / "last.safetensors", notes=_notes(recipe, state, task))
-                log.flush()
-                save_state(folder, state, accelerator, segmenter.model, average, optimizer)
-            if stop and not last:
-                bar.close()
-                accelerator.wait_for_everyone()  # the first process to end would end the others, while they save
-                raise Stopped(
-                    f"stopped after step {state.step} of {recipe.steps}, which {folder} holds; "
-                    "the same command with --resume (in Python resume=True) goes on from there",
-                    stop,
-                )
+            validates = state.step % recipe.validate_every == 0 or state.step == recipe.steps
+            state.validation_due = validates and data.validation is not None
+            result = conclude()
     bar.close()
     accelerator.wait_for_everyone()
     if not result and (folder / "validation.json").exists():  # nothing was left to do
@@ -355,33 +369,47 @@ def _move_average(average: nn.Module, model: nn.Module, decay: float, step: int)
 
 
 def _validate(
-    segmenter: Segmenter, data: InstanceDataset | None, task: Task, recipe: Recipe, step: int, accelerator: Accelerator
-) -> dict[str, Any]:
+    segmenter: Segmenter,
+    data: InstanceDataset,
+    task: Task,
+    recipe: Recipe,
+    step: int,
+    accelerator: Accelerator,
+    signals: StopSignals,
+) -> dict[str, Any] | None:
     """The task's figures of the averaged weights on the validation split, and pictures of its first images.
 
-    Each process takes its share of the images; all of them get the same numbers. Empty without such data.
+    Each process takes its share of the images; all of them get the same numbers. None where a signal came before the last image,
+    to any process.
     """
-    if data is None:
-        return {}
     share = replace(data, records=data.records[accelerator.process_index :: accelerator.num_processes])
     judge = JUDGES[task](share, recipe)
     draws = accelerator.is_main_process
     broadcast(list(segmenter.model.buffers()))  # in place: statistics of norms, of which each process has its own
     segmenter.model.eval()
-    with torch.random.fork_rng(devices=[]):
-        found = segmenter.stream([record.path for record in share], task=task, **judge.limits())
-        bar = tqdm(found, total=len(share), desc="validate", leave=False, dynamic_ncols=True, disable=not draws)
-        for index, (record, (_, segments)) in enumerate(zip(share, bar, strict=True)):
+    judged = 0
+    with (
+        torch.random.fork_rng(devices=[]),
+        closing(segmenter.stream([record.path for record in share], task=task, **judge.limits())) as found,
+        tqdm(total=len(share), desc="validate", leave=False, dynamic_ncols=True, disable=not draws) as bar,
+    ):
+        while judged < len(share) and signals.heard is None:
+            record, (_, segments) = share[judged], next(found)
             if isinstance(segments, ImageError):
                 raise segments
             judge.update(record, segments)
-            if draws and index < recipe.pictures and segments.image is not None:
+            if draws and judged < recipe.pictures and segments.image is not None:
                 pictures = recipe.folder / "pictures"
                 pictures.mkdir(exist_ok=True)
                 picture = visuals.side_by_side(segments.image, judge.shown(segments), judge.truth(record))
                 visuals.save(pictures / f"step_{step:06d}_{record.image_id}.png", picture)
+            judged += 1
+            bar.update()
+    parts = gather_object([judge if judged == len(share) else None])
+    if any(part is None for part in parts):
+        return None
     whole = JUDGES[task](data, recipe)
-    for part in gather_object([judge]):
+    for part in parts:
         whole.merge(part)
     return whole.compute()
 
@@ -396,8 +424,6 @@ def _note_validation(
     bar: tqdm,
     accelerator: Accelerator,
 ) -> None:
-    if not result:
-        return
     judge = JUDGES[task]
     figure = judge.figure(result)
     better = figure > state.best

@@ -37,6 +37,7 @@ class State:
     step: int = 0
     best: float = -1.0  # of the task's figure
     best_step: int = -1
+    validation_due: bool = False  # of this step: a signal came before it was through
 
 
 @dataclass(frozen=True)
@@ -219,17 +220,21 @@ def resume_state(folder: Path, accelerator: Accelerator, model: nn.Module, avera
 
 
 class Log:
-    """`log.csv` and `log.jsonl`, a row each step and each validation; rows after the step resumed from are dropped."""
+    """`log.csv` and `log.jsonl`, a row each step and each validation.
+
+    Rows after the step resumed from are dropped, and that of its validation where this is to be repeated.
+    """
 
     COLUMNS_FILE = "log.csv"
     LINES_FILE = "log.jsonl"
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, validation_due: bool = False):
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         lines = folder / self.LINES_FILE
         if step and lines.exists():
-            self.rows = [row for row in _rows(lines) if row["step"] <= step]
+            rows = [row for row in _rows(lines) if row["step"] <= step]
+            self.rows = [row for row in rows if row["step"] < step or "loss" in row or not validation_due]
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append({key: round(value, 7) if isinstance(value, float) else value for key, value in row.items()})

@@ -1,4 +1,4 @@
-"""What stops a run from outside: Ctrl-C and SIGTERM, heard at once, obeyed at the end of the step."""
+"""What stops a run from outside: Ctrl-C and SIGTERM, heard at once, obeyed after the step, or an image of a validation."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HEARD = b"\nthingstuff: stopping once this step is done and saved; a second time stops at once\n"
+_HEARD = b"\nthingstuff: stopping after this step, or image of a validation, and saving; a second time stops at once\n"
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was stopped by a signal after a step, and saved."""
+    """A run was stopped by a signal after a step or in the validation that follows, and saved."""
 
     def __init__(self, words: str, number: int):
         super().__init__(words)
