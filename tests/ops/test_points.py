@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from thingstuff.ops.points import sample_points, uncertain_points
+from thingstuff.ops import points as module
+from thingstuff.ops.points import _gathered, sample_points, uncertain_points
 
 
 def test_values_at_centres_between_them_and_beyond_the_edge():
@@ -34,8 +35,28 @@ def test_it_equals_grid_sample_forward_and_backward(shared):
     torch.testing.assert_close(given, wanted)
 
 
-def test_no_map_has_no_value():
-    assert sample_points(torch.zeros(0, 4, 4), torch.rand(0, 9, 2)).shape == (0, 9)
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_way_of_a_gpu_finds_the_same(shared):
+    torch.manual_seed(0)
+    maps = torch.randn(3, 5, 7)
+    points = 2 * torch.rand(1 if shared else 3, 50, 2) - 0.5  # many of them outside
+    area = torch.tensor([9.0, 6.0])  # x y, larger than the maps
+    torch.testing.assert_close(sample_points(maps, points, (6, 9)), _gathered(maps, points * area - 0.5))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_booleans_are_read_in_pieces_alike(shared, monkeypatch):
+    torch.manual_seed(0)
+    masks = torch.rand(5, 4, 6) > 0.5
+    points = torch.rand(1 if shared else 5, 20, 2)
+    monkeypatch.setattr(module, "CELLS", 50)  # two masks at a time
+    torch.testing.assert_close(sample_points(masks, points, (5, 8)), sample_points(masks.float(), points, (5, 8)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_no_map_has_no_value(dtype):
+    assert sample_points(torch.zeros(0, 4, 4, dtype=dtype), torch.rand(0, 9, 2)).shape == (0, 9)
+    assert sample_points(torch.zeros(0, 4, 4, dtype=dtype), torch.rand(1, 9, 2)).shape == (0, 9)
 
 
 def test_most_points_are_where_the_logits_are_near_zero_and_the_rest_anywhere():

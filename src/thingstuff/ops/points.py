@@ -5,6 +5,9 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
+
+CELLS = 2**22  # of booleans, read as numbers at a time: 16 MB
 
 
 def sample_points(
@@ -15,19 +18,42 @@ def sample_points(
     """Each map at its own points, or at those all maps share, bilinearly; outside a map is zero.
 
     Points are x y as shares of an area that begins where the maps do: of the maps themselves, or of `size` (height, width) in
-    cells, which may be larger. 0 0 is the corner of the first cell, whose centre lies half a cell further in. Booleans are read
-    where the points are and never turned into numbers as a whole.
+    cells, which may be larger. 0 0 is the corner of the first cell, whose centre lies half a cell further in. Booleans are never
+    turned into numbers all at once: a CPU reads some maps at a time, a GPU where the points are.
     """
     count, height, width = maps.shape
     high, wide = size or (height, width)
-    x, y = (points * points.new_tensor([wide, high]) - 0.5).unbind(-1)  # some points, in cells
+    if maps.device.type != "cpu":
+        return _gathered(maps, points * points.new_tensor([wide, high]) - 0.5)
+    grid = points * points.new_tensor([2 * wide / width, 2 * high / height]) - 1
+    if maps.dtype != torch.bool:
+        return _by_grid_sample(maps.to(points.dtype), grid)
+    pieces = maps.split(max(1, CELLS // (height * width)))
+    grids = grid.split(len(pieces[0])) if len(grid) == count else [grid] * len(pieces)
+    parts = [_by_grid_sample(part.to(grid.dtype), own) for part, own in zip(pieces, grids, strict=True)]
+    return torch.cat(parts)
+
+
+def _by_grid_sample(
+    maps: Float[Tensor, "maps height width"], grid: Float[Tensor, "some points 2"]
+) -> Float[Tensor, "maps points"]:
+    """The way of a CPU, in one pass; a grid goes from -1 to 1 over the map."""
+    if len(grid) == 1:  # maps that share their points are channels of one
+        return functional.grid_sample(maps[None], grid[:, None], align_corners=False)[0, :, 0]
+    return functional.grid_sample(maps[:, None], grid[:, None], align_corners=False)[:, 0, 0]
+
+
+def _gathered(maps: Tensor, position: Float[Tensor, "some points 2"]) -> Float[Tensor, "maps points"]:
+    """The way of a GPU, where torch's deterministic mode has no gradient of grid_sample; positions are x y in cells."""
+    count, height, width = maps.shape
     flat = maps.flatten(1)
-    total = torch.zeros((count, points.shape[1]), device=maps.device, dtype=points.dtype)
+    x, y = position.unbind(-1)  # some points
+    total = torch.zeros((count, position.shape[1]), device=maps.device, dtype=position.dtype)
     for row, share_down in _taps(y):
         for column, share_across in _taps(x):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             cell = torch.where(inside, row * width + column, 0).long().expand(count, -1)
-            total = total + flat.gather(1, cell).to(points.dtype) * (share_down * share_across * inside)
+            total = total + flat.gather(1, cell).to(position.dtype) * (share_down * share_across * inside)
     return total
 
 
@@ -60,6 +86,6 @@ def uncertain_points(
     chosen = int(importance * points)
     candidates = torch.rand(maps, max(int(oversample * points), chosen), 2, device=like.device)
     uncertainty = -logits_at(candidates).abs()
-    best = uncertainty.topk(chosen, dim=1).indices
+    best = uncertainty.topk(chosen, dim=1, sorted=False).indices
     picked = candidates.gather(1, best[..., None].expand(-1, -1, 2))
     return torch.cat([picked, torch.rand(maps, points - chosen, 2, device=like.device)], dim=1)
