@@ -19,12 +19,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "formats": {"structures", "ops"},
     "visuals": {"structures", "ops"},
     "export": {"structures", "ops"},
-    "segmenter": {"structures", "models", "checkpoints", "data.transforms"},
-    "training": {"segmenter", "structures", "models", "data", "checkpoints", "evaluation", "visuals"},
+    "segmenter": {"structures", "models", "checkpoints", "data.transforms", "bundled"},
+    "training": {"segmenter", "bundled", "structures", "models", "data", "checkpoints", "evaluation", "visuals"},
     "serving": {"segmenter", "structures", "visuals", "formats"},
     "scaling": {"segmenter", "structures", "visuals", "formats"},
     "errors": set(),
     "demo": set(),
+    "bundled": set(),
 }
 WHOLE_HOUSE = {"cli", "__main__", "__init__"}  # the command, and the package's own names
 # What Segments promises to do itself goes through another room, loaded when it is asked for and never with the file.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import thingstuff
-from thingstuff.segmenter import BUNDLED
+from thingstuff.bundled import FOLDER
 
 MOST_BYTES = 16_000_000
 
@@ -42,8 +42,7 @@ def main() -> None:
     if arguments.short_side:
         segmenter.preprocessing = replace(segmenter.preprocessing, short_side=arguments.short_side)
 
-    BUNDLED.mkdir(exist_ok=True)
-    path = BUNDLED / f"{arguments.name}.safetensors"
+    path = FOLDER / f"{arguments.name}.safetensors"
     segmenter.save(path, half=True, notes={"name": arguments.name, "licence": "Apache-2.0"})
     size = path.stat().st_size
     if size > MOST_BYTES:

@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thingstuff.bundled import bundled_models
     from thingstuff.errors import ThingstuffError
     from thingstuff.evaluation.panoptic_quality import PanopticQuality
-    from thingstuff.segmenter import Segmenter, bundled_models, load
+    from thingstuff.segmenter import Segmenter, load
     from thingstuff.structures.categories import Categories, Category
     from thingstuff.structures.images import read_image
     from thingstuff.structures.masks import Mask
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Names and where they live; torch is imported when the first of them is asked for.
+# Names and where they live; torch is imported when the first of them that needs it is asked for.
 _HOMES = {
     "ThingstuffError": "thingstuff.errors",
     "PanopticQuality": "thingstuff.evaluation.panoptic_quality",
     "Segmenter": "thingstuff.segmenter",
-    "bundled_models": "thingstuff.segmenter",
+    "bundled_models": "thingstuff.bundled",
     "load": "thingstuff.segmenter",
     "Categories": "thingstuff.structures.categories",
     "Category": "thingstuff.structures.categories",

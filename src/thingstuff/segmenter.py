@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import torch
 
+from thingstuff.bundled import bundled_models
 from thingstuff.checkpoints import load_foreign
 from thingstuff.checkpoints.files import is_own_format, read, save
 from thingstuff.errors import CheckpointError, ConfigError, ImageError, SizeError
@@ -21,7 +22,6 @@ from thingstuff.structures.images import DEFAULT_MAX_PIXELS, read_image
 from thingstuff.structures.preprocessing import ImageBatch, Preprocessing
 from thingstuff.structures.segments import Segments
 
-BUNDLED = Path(__file__).parent / "bundled"
 LARGEST_BATCH = 1024  # images together; more is a slip of the finger that would end in a full memory
 SHOWN_SCORE = 0.5  # from which an instance is shown where nobody says from which
 
@@ -260,11 +260,6 @@ def check_batch_size(batch_size: int) -> None:
     """Raises ConfigError for a number of images that no network takes together."""
     if not 1 <= batch_size <= LARGEST_BATCH:
         raise ConfigError(f"batch_size must be from 1 to {LARGEST_BATCH}, got {batch_size}")
-
-
-def bundled_models() -> dict[str, Path]:
-    """Names and files of the models that come with the package."""
-    return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
 
 
 def _devices() -> list[str]:

@@ -513,10 +513,35 @@ def test_limits_are_the_same_for_words_and_calls():
     assert arguments.LARGEST_SIDE == preprocessing.LARGEST_SIDE
 
 
-def test_models_tells_what_comes_with_the_package(tiny_model: Path, tmp_path: Path, monkeypatch, capsys):
-    from thingstuff import segmenter
+WITHOUT_TORCH = """
+import sys
+from thingstuff.cli import main
 
-    monkeypatch.setattr(segmenter, "BUNDLED", tmp_path)
+for words in (
+    ["--help"],
+    ["train", "--help"],
+    ["models"],
+    ["data", "make-shapes", "one", "--images", "2"],
+    ["data", "check", "one"],
+    ["data", "join", "one", "--out", "other"],
+    ["evaluate", "--compare", "one", "other"],
+    ["predict", "none.png", "--out", "results"],
+):
+    main(words)
+    assert "torch" not in sys.modules, words
+"""
+
+
+def test_commands_that_need_no_network_start_without_torch(tmp_path: Path):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "other" / "images").is_dir()
+
+
+def test_models_tells_what_comes_with_the_package(tiny_model: Path, tmp_path: Path, monkeypatch, capsys):
+    from thingstuff import bundled
+
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
     assert run("models") == 0
     assert "no model comes with this installation" in capsys.readouterr().out
 

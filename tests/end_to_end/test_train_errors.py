@@ -372,7 +372,7 @@ def test_a_bundled_model_is_a_checkpoint_to_go_on_from_where_the_names_agree(
     recipe = _recipe(shapes, tmp_path / "run")
     data = open_dataset(recipe.data)
     _build(recipe, data).save(tmp_path / "shapes.safetensors")
-    monkeypatch.setattr("thingstuff.segmenter.BUNDLED", tmp_path)
+    monkeypatch.setattr("thingstuff.bundled.FOLDER", tmp_path)
     assert _build(replace(recipe, model="shapes"), data).categories == data.categories
     content = Path(recipe.data).read_text().replace("disk", "ball")
     Path(recipe.data).write_text(content)

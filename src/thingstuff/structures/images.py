@@ -8,6 +8,7 @@ What follows, to a network's input, is in preprocessing.py.
 import io
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 from PIL.ImageFile import ImageFile
-from torch import Tensor
 
 from thingstuff.errors import ImageError, PagesWarning, warn
 from thingstuff.structures.bit_depth import (
@@ -75,7 +74,8 @@ def read_image(
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or f"PIL image of mode {source.mode}")
         return _read_pillow(source, name, max_pixels, bit_depth)
-    if isinstance(source, Tensor):
+    # torch takes seconds to import, and whoever has a tensor has done it
+    if isinstance(source, getattr(sys.modules.get("torch"), "Tensor", ())):
         return _read_tensor(source, bit_depth)
     if isinstance(source, np.ndarray):
         return _read_array(source, f"array {source.dtype} {source.shape}", bit_depth)
@@ -402,10 +402,10 @@ def _read_array(array: np.ndarray, name: str, bit_depth: int | None) -> UInt8[np
     return pixels
 
 
-def _read_tensor(tensor: Tensor, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
+def _read_tensor(tensor: Any, bit_depth: int | None) -> UInt8[np.ndarray, "height width 3"]:
     name = f"tensor {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
     values = tensor.detach().cpu()
-    if values.dtype in (torch.bfloat16, torch.float16):
+    if values.element_size() == 2 and values.is_floating_point():  # numpy has no bfloat16
         values = values.float()
     if values.ndim == 3 and values.shape[0] in (1, 3, 4):
         values = values.permute(1, 2, 0)  # height width channels

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from thingstuff import visuals
+from thingstuff.bundled import bundled_models
 from thingstuff.checkpoints.backbone_weights import load_backbone_weights
 from thingstuff.data.bit_depths import common_bit_depth
 from thingstuff.data.loader import TrainingLoader
@@ -33,7 +34,7 @@ from thingstuff.data.records import InstanceDataset
 from thingstuff.errors import ConfigError, ImageError, TrainingError
 from thingstuff.models.catalog import CATALOG
 from thingstuff.models.contract import Model, Task, own_task
-from thingstuff.segmenter import Segmenter, bundled_models, load
+from thingstuff.segmenter import Segmenter, load
 from thingstuff.structures.preprocessing import Preprocessing, Targets
 from thingstuff.training.data import choose_task, open_data
 from thingstuff.training.recipe import Recipe
