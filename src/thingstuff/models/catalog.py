@@ -181,7 +181,7 @@ MASK2FORMER_LITE0 = Mask2FormerConfig(
     encoder_width=384,
     decoder_layers=6,
     decoder_width=512,
-    sampling=PointSampling(points=2048),  # the paper's share, a fifth: of the 80 x 80 to 96 x 128 cells of smaller images
+    sampling=PointSampling(points=2048),  # near the paper's share, a fifth, of 80 x 80 to 96 x 128 cells
 )
 _TINY_QUERIES: dict[str, Any] = {
     "backbone": _TINY_RESNET,

@@ -1,12 +1,13 @@
 """Multi-scale deformable attention (Zhu et al., 2020, arXiv:2010.04159, section 4.1, equation 3), in plain PyTorch.
 
-    levels -> table, a row of channels for each cell and head -+
-                                                               +-> each query and head: a weighted sum of rows
-    places and attention weights -> four cells a sample -------+
+    levels -> of each head a table, a row of channels for each cell -+
+                                                                     +-> each query and head: a weighted sum of rows
+    places and attention weights -> four cells a sample -------------+
 
 Each sample is bilinear, so with its attention weight it is four terms of one weighted sum, and all samples of a query and a head
 are one bag of `torch.nn.functional.embedding_bag`: no sampled value is ever stored. The gradient of the table is the same sum
-with bags and rows changing places; those of places and weights follow from each term's share, worked out anew piece by piece.
+with bags and rows changing places, a product with a sparse matrix; those of places and weights follow from each term's share,
+worked out anew piece by piece.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TERMS = 2**19  # of the weighted sums, worked on at a time: about 20 MB of numbers beside the result
+TERMS = 2**18  # of the weighted sums, worked on at a time: about 10 MB of numbers beside the result
+BORDER = 2  # cells of zeros around each level: a sample beyond it reads nothing but zeros
 
 
 def deformable_attention(
@@ -66,103 +68,137 @@ def by_grid_sample(
     return sums.permute(0, 3, 1, 2).to(values.dtype)  # batch queries heads channels
 
 
+@dataclass(frozen=True)
+class _Levels:
+    """Cells of all levels, one level after the other; in tables zeros lie around each, so no sample needs a test of its own."""
+
+    sizes: tuple[tuple[int, int], ...]  # height, width
+
+    def pad(self, values: Float[Tensor, "batch cells heads channels"]) -> Float[Tensor, "batch heads padded_cells channels"]:
+        batch, _, heads, channels = values.shape
+        cells = sum((height + 2 * BORDER) * (width + 2 * BORDER) for height, width in self.sizes)
+        tables = values.new_zeros((batch, heads, cells, channels))
+        for inner, level in zip(self._inner(tables), self._plain(values), strict=True):
+            inner.copy_(level)
+        return tables
+
+    def cut(self, tables: Float[Tensor, "batch heads padded_cells channels"]) -> Float[Tensor, "batch cells heads channels"]:
+        batch, heads, _, channels = tables.shape
+        values = tables.new_empty((batch, sum(height * width for height, width in self.sizes), heads, channels))
+        for inner, level in zip(self._inner(tables), self._plain(values), strict=True):
+            level.copy_(inner)
+        return values
+
+    def _plain(self, values: Tensor) -> list[Tensor]:
+        parts = values.transpose(1, 2).split([height * width for height, width in self.sizes], dim=2)
+        return [part.unflatten(2, size) for part, size in zip(parts, self.sizes, strict=True)]
+
+    def _inner(self, tables: Tensor) -> list[Tensor]:
+        sizes = [(height + 2 * BORDER, width + 2 * BORDER) for height, width in self.sizes]
+        parts = tables.split([height * width for height, width in sizes], dim=2)
+        inside = slice(BORDER, -BORDER)
+        return [part.unflatten(2, size)[:, :, inside, inside] for part, size in zip(parts, sizes, strict=True)]
+
+
 @dataclass(frozen=True, eq=False)
 class _Terms:
-    """Of each sample its four cells, in the order top left, top right, bottom left, bottom right."""
+    """Of each sample its four cells, in the order top left, top right, bottom left, bottom right.
 
-    rows: Int[Tensor, "batch queries heads levels points 4"]  # of the table
-    bilinear: Float[Tensor, "batch queries heads levels points 4"]  # 0 for a cell outside
-    inside: Float[Tensor, "batch queries heads levels points 4"]  # 1 or 0
-    share: Float[Tensor, "batch queries heads levels points 2"]  # x y from the first cell towards the last
+    The terms of a query and head lie together: of all its samples the first cells, then the second ones.
+    """
+
+    rows: Int[Tensor, "heads queries 4 samples"]  # of the table of these heads
+    share: Float[Tensor, "2 heads queries samples"]  # x y from the first cell towards the last
+
+    def bilinear(self) -> Float[Tensor, "heads queries 4 samples"]:
+        x, y = self.share
+        left, top = 1 - x, 1 - y
+        return torch.stack((top * left, top * x, y * left, y * x), dim=2)
+
+    def starts(self) -> Int[Tensor, " queries_and_heads_and_end"]:
+        """The first term of each query and head."""
+        heads, queries, _, samples = self.rows.shape
+        return torch.arange(heads * queries + 1, dtype=torch.int32) * (4 * samples)
 
 
-def _terms(places: Tensor, sizes: Sequence[tuple[int, int]], cells: int, first_image: int = 0) -> _Terms:
-    batch, _, heads = places.shape[:3]
-    side = torch.tensor([[width, height] for height, width in sizes], dtype=places.dtype)[:, None]  # levels 1 (x y)
-    first_cell = torch.tensor([height * width for height, width in sizes]).cumsum(0).roll(1)
-    first_cell[0] = 0
-    position = places * side - 0.5
+def _terms(places: Float[Tensor, "queries heads levels points 2"], levels: _Levels) -> _Terms:
+    """What lies beyond the zeros around a level, or is not a number, is among them."""
+    heads, points = places.shape[1], places.shape[3]
+    side = torch.tensor(levels.sizes).flip(1).T  # x y, levels
+    wide, high = side + 2 * BORDER
+    cells = wide * high
+    first = cells.cumsum(0) - cells + BORDER * wide + BORDER  # the one at 0 0
+    down, first, side = (values.repeat_interleave(points, dim=-1) for values in (wide.int(), first.int(), side.to(places.dtype)))
+    position = places.flatten(2, 3).permute(3, 1, 0, 2).contiguous()  # x y, heads queries samples
+    position = position.mul_(side[:, None, None]).sub_(0.5)
+    position = torch.where(position > -BORDER, position, -BORDER).minimum(side[:, None, None])
     low = position.floor()
-    share = position - low
-    # a cell outside has no weight and may be read anywhere; what is not a number counts as outside
-    corners = torch.stack((low, low + 1), dim=-2)  # ... (first last) (x y)
-    is_inside = (corners >= 0) & (corners < side[:, :, None])
-    corners = torch.where(is_inside, corners, 0).int()
-    rows = corners[..., 1, None] * side[..., 0, None, None].int() + corners[..., None, :, 0]  # ... (top bottom) (left right)
-    image = torch.arange(first_image, first_image + batch, dtype=torch.int32)[:, None, None, None, None, None, None]
-    head = torch.arange(heads, dtype=torch.int32)[:, None, None, None, None]
-    rows = (rows + first_cell.int()[:, None, None, None] + image * cells) * heads + head
-    across = torch.stack((1 - share[..., 0], share[..., 0]), dim=-1)
-    down = torch.stack((1 - share[..., 1], share[..., 1]), dim=-1)
-    inside = (is_inside[..., 1, None] & is_inside[..., None, :, 0]).flatten(-2)
-    bilinear = torch.where(inside, (down[..., None] * across[..., None, :]).flatten(-2), 0)
-    return _Terms(rows.flatten(-2), bilinear, inside.to(places.dtype), share)
+    x, y = low.int()
+    table = torch.arange(heads, dtype=torch.int32)[:, None, None] * int(cells.sum())
+    top_left = (y * down).add_(x).add_(first + table)
+    rows = torch.stack((top_left, top_left + 1, top_left + down, top_left + (down + 1)), dim=2)
+    return _Terms(rows, position.sub_(low))
 
 
-def _pieces(places: Tensor) -> Iterator[tuple[int, slice]]:
-    """An image and some of its queries at a time."""
-    _, queries, heads, levels, points, _ = places.shape
-    count = max(1, TERMS // (4 * heads * levels * points))
-    for image in range(places.shape[0]):
-        for start in range(0, queries, count):
-            yield image, slice(start, min(start + count, queries))
+def _pieces(places: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """An image, some queries and some heads at a time: queries first, since those of one head read the same cells."""
+    batch, queries, heads, levels, points, _ = places.shape
+    count = max(1, TERMS // (4 * levels * points))  # of pairs of a query and a head
+    many = max(1, count // max(queries, 1))
+    for image in range(batch):
+        for head in range(0, heads, many):
+            for start in range(0, queries, count):
+                yield image, slice(start, min(start + count, queries)), slice(head, min(head + many, heads))
 
 
 class _BagsOfTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, sizes: tuple[tuple[int, int], ...], places: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(values, places, weights)
-        ctx.sizes = sizes
-        _, cells, heads, channels = values.shape
-        table = values.reshape(-1, channels)  # (batch cells heads) channels
-        sums = values.new_empty((*places.shape[:3], channels))
-        for image, part in _pieces(places):
-            terms = _terms(places[image : image + 1, part], sizes, cells, image)
-            weight = terms.bilinear * weights[image : image + 1, part, ..., None]
-            bags = _starts(weight)
+        ctx.levels = _Levels(sizes)
+        tables = ctx.levels.pad(values)
+        ctx.save_for_backward(tables, places, weights)
+        sums = values.new_empty((*places.shape[:3], values.shape[3]))
+        for image, some, heads in _pieces(places):
+            terms = _terms(places[image, some, heads], ctx.levels)
+            attention = weights[image, some, heads].flatten(2).transpose(0, 1)  # heads queries samples
+            weight = (terms.bilinear() * attention[:, :, None]).flatten()
+            table = tables[image, heads].flatten(0, 1)  # (heads padded_cells) channels
             found = F.embedding_bag(
-                terms.rows.flatten(), table, bags, mode="sum", per_sample_weights=weight.flatten().to(table.dtype)
+                terms.rows.flatten(), table, terms.starts(), mode="sum", per_sample_weights=weight, include_last_offset=True
             )
-            sums[image, part] = found.view(-1, heads, channels)
+            sums[image, some, heads] = found.unflatten(0, attention.shape[:2]).transpose(0, 1)
         return sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        values, places, weights = ctx.saved_tensors
-        _, cells, heads, channels = values.shape
-        table = values.reshape(-1, channels)
-        of_values, of_places, of_weights = torch.zeros_like(values), torch.empty_like(places), torch.empty_like(weights)
-        side = torch.tensor([[width, height] for height, width in ctx.sizes], dtype=places.dtype)[:, None]  # levels 1 (x y)
-        for image, part in _pieces(places):
-            here = slice(image, image + 1)
-            terms = _terms(places[here, part], ctx.sizes, cells)
-            attention = weights[here, part]
-            weight = (terms.bilinear * attention[..., None]).flatten()
-            rows, bags = terms.rows.flatten(), _starts(terms.bilinear)
-            bag_of_term = torch.arange(len(bags), dtype=torch.int32).repeat_interleave(len(rows) // len(bags))
-            of_sums = gradients[0][image, part].reshape(-1, channels)  # (queries heads) channels
+        from scipy.sparse import csc_array  # takes long to import and only training needs it
 
-            # how much each term's value and the sum's gradient agree
-            own = table[image * cells * heads : (image + 1) * cells * heads]
-            agreement = torch.ops.aten._embedding_bag_per_sample_weights_backward(of_sums, own, rows, bags, bag_of_term, 0)
-            agreement = agreement.view_as(terms.bilinear) * terms.inside
-            of_weights[here, part] = (agreement * terms.bilinear).sum(dim=-1)
-            top_left, top_right, bottom_left, bottom_right = agreement.unbind(-1)
-            x, y = terms.share.unbind(-1)
-            along_x = (1 - y) * (top_right - top_left) + y * (bottom_right - bottom_left)
-            along_y = (1 - x) * (bottom_left - top_left) + x * (bottom_right - top_right)
-            of_places[here, part] = torch.stack((along_x, along_y), dim=-1) * attention[..., None] * side
+        tables, places, weights = ctx.saved_tensors
+        of_tables, of_places, of_weights = torch.zeros_like(tables), torch.empty_like(places), torch.empty_like(weights)
+        side = torch.tensor(ctx.levels.sizes, dtype=places.dtype).flip(1)[:, None]  # levels 1 (x y)
+        for image, some, heads in _pieces(places):
+            terms = _terms(places[image, some, heads], ctx.levels)
+            attention = weights[image, some, heads].transpose(0, 1)  # heads queries levels points
+            bilinear, rows, starts = terms.bilinear(), terms.rows.flatten(), terms.starts()
+            table = tables[image, heads].flatten(0, 1)  # (heads padded_cells) channels
+            of_sums = gradients[0][image, some, heads].transpose(0, 1).flatten(0, 1)  # (heads queries) channels
 
-            by_row = rows.sort(stable=True).indices
-            counts = torch.bincount(rows, minlength=cells * heads)
-            of_values[image] += F.embedding_bag(
-                bag_of_term[by_row], of_sums, (counts.cumsum(0) - counts).int(), mode="sum", per_sample_weights=weight[by_row]
-            ).view(cells, heads, channels)
-        return of_values, None, of_places, of_weights
+            # how much each term's value and the sum's gradient agree: not at all in the zeros around a level
+            bag_of_term = torch.arange(len(of_sums), dtype=torch.int32).repeat_interleave(bilinear.shape[2:].numel())
+            agreement = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                of_sums, table, rows, starts[:-1], bag_of_term, 0
+            ).view_as(bilinear)
+            of_weights[image, some, heads] = (agreement * bilinear).sum(dim=2).view_as(attention).transpose(0, 1)
+            top_left, top_right, bottom_left, bottom_right = agreement.unbind(2)
+            x, y = terms.share
+            along_x = torch.lerp(top_right - top_left, bottom_right - bottom_left, y).view_as(attention)
+            along_y = torch.lerp(bottom_left - top_left, bottom_right - top_right, x).view_as(attention)
+            along = torch.stack((along_x * attention, along_y * attention), dim=-1) * side
+            of_places[image, some, heads] = along.transpose(0, 1)
 
-
-def _starts(of_term: Tensor) -> Tensor:
-    """The first term of each query and head."""
-    count = of_term.shape[:3].numel()
-    return torch.arange(count, dtype=torch.int32) * (of_term.numel() // max(count, 1))
+            # spread over the rows by a sparse matrix, a column for each bag: no sort, and no product is ever stored
+            weight = (bilinear * attention.flatten(2)[:, :, None]).flatten()
+            spread = csc_array((weight.numpy(), rows.numpy(), starts.numpy()), shape=(len(table), len(of_sums)))
+            of_tables[image, heads] += torch.from_numpy(spread @ of_sums.numpy()).view_as(of_tables[image, heads])
+        return ctx.levels.cut(of_tables), None, of_places, of_weights
