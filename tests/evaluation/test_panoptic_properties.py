@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thingstuff.evaluation.panoptic_matching import _count_on_gpu, overlaps
+from thingstuff.evaluation.panoptic_matching import _count_on_gpu, overlaps, shared_pixels
 from thingstuff.evaluation.panoptic_quality import PanopticQuality
+from thingstuff.formats.coco_panoptic import colours_of
 from thingstuff.ops.boundary import boundary_of
 from thingstuff.structures.categories import Categories, Category
-from thingstuff.structures.panoptic import PanopticMap
+from thingstuff.structures.panoptic import ColouredMap, PanopticMap
 
 CATEGORIES = Categories((Category(1, "cat"), Category(2, "dog"), Category(5, "sky", is_thing=False)))
 SIZE = (9, 11)
@@ -168,6 +169,12 @@ def test_pieces_are_counted_as_their_pixels_are(pair):
     places = [place.ravel() for place in (truth.index_map(), prediction.index_map())]
     table = np.zeros((len(truth) + 2, len(prediction) + 2), np.int64)
     np.add.at(table, tuple(places), 1)
-    shared = overlaps(truth.ids, prediction.ids, truth.segment_ids, prediction.segment_ids)
-    assert [places.tolist() for places in np.nonzero(table)] == [shared.truth.tolist(), shared.prediction.tolist()]
-    assert shared.pixels.tolist() == table[table > 0].tolist()
+    coloured = [
+        ColouredMap(colours_of(one.ids), one.segment_ids, one.classes, one.crowd, one.categories) for one in (truth, prediction)
+    ]
+    of_ids = overlaps(truth.ids, prediction.ids, truth.segment_ids, prediction.segment_ids)
+    for shared in (of_ids, shared_pixels(coloured[0], coloured[1])):
+        assert [places.tolist() for places in np.nonzero(table)] == [shared.truth.tolist(), shared.prediction.tolist()]
+        assert shared.pixels.tolist() == table[table > 0].tolist()
+    assert (coloured[0].ids == truth.ids).all()
+    assert coloured[0].size == truth.size

@@ -316,23 +316,23 @@ def test_merging_other_categories_or_rules_is_refused():
             PanopticQuality(CATEGORIES).merge(other)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_images_loaded_in_threads_give_the_same_in_the_same_order(threads):
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_images_compared_by_several_processes_give_the_same_in_the_same_order(processes):
     random = np.random.default_rng(0)
     maps = [panoptic(random.integers(1, 4, (6, 7)), {1: CAT, 2: SKY, 3: DOG}) for _ in range(20)]
     one, many = PanopticQuality(CATEGORIES), PanopticQuality(CATEGORIES)
     expected = [one.update(a, b, place) for place, (a, b) in enumerate(itertools.pairwise(maps))]
     loads = ((place, lambda a=a: a, lambda b=b: b) for place, (a, b) in enumerate(itertools.pairwise(maps)))
-    assert list(many.update_many(loads, threads)) == expected
+    assert list(many.update_many(loads, processes)) == expected
     assert many.compute() == one.compute()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_an_error_in_a_thread_is_raised(threads):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_in_a_process_is_raised(processes):
     quality = PanopticQuality(CATEGORIES)
     good, bad = panoptic(row((1, 4)), {1: CAT}), panoptic(row((1, 5)), {1: CAT})
     with pytest.raises(EvaluationError, match="image 7"):
-        list(quality.update_many([(7, lambda: good, lambda: bad)], threads))
+        list(quality.update_many([(6, lambda: good, lambda: good), (7, lambda: good, lambda: bad)], processes))
 
 
 # Kinds of input --------------------------------------------------------------------------------------------------------

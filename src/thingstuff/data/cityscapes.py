@@ -30,7 +30,7 @@ PHOTO, TRUTH = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 class CityscapesRecord(PanopticRecord):
     """One image; its segments keep the numbers of the PNG as ids."""
 
-    def painted_ids(self) -> Int32[np.ndarray, "height width"]:
+    def painted(self) -> Int32[np.ndarray, "height width"]:
         numbers = _read_numbers(self.png, self.max_pixels)
         return np.where(np.isin(numbers, self.segment_ids), numbers, 0).astype(np.int32)
 

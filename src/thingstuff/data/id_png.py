@@ -14,8 +14,8 @@ from PIL import PngImagePlugin
 from thingstuff.data.coco_json import pixels
 from thingstuff.errors import AnnotationError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
+from thingstuff.structures.panoptic import ids_of_colours
 
-LARGEST_ID = 256**3 - 1  # three bytes of colour
 KEPT = 2**25 - 2**16  # bytes, a little below 32 MiB
 HEADER = 33  # bytes of the signature and the first chunk
 GREY, RGB, PALETTE, RGBA = 0, 2, 3, 6  # kinds of PNG, as its header numbers them
@@ -31,24 +31,15 @@ def read_id_png(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt32[np.n
     Raises:
         AnnotationError: not there, broken, larger than `max_pixels`, or no PNG with 8 bits for each of red, green and blue.
     """
+    return ids_of_colours(read_colours(path, max_pixels))
+
+
+def read_colours(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8[np.ndarray, "height width channels"]:
+    """RGB or RGBA as it is in a PNG of segment ids; raises as `read_id_png`."""
     _keep_freed_blocks()
     with _opened(path, max_pixels, COLOURED) as (file, size, kind, _):
-        # in a tenth of Pillow's time, though it holds the interpreter meanwhile: threads do not decode side by side
-        colours = kornia.decode_image_png_u8(file.read(), size, "rgb" if kind == RGB else "rgba")
-    return ids_of_colours(colours)
-
-
-def ids_of_colours(colours: UInt8[np.ndarray, "height width channels"]) -> UInt32[np.ndarray, "height width"]:
-    """R + 256 G + 65536 B of RGB or RGBA."""
-    height, width, channels = colours.shape
-    if channels == 4:
-        return colours.view("<u4")[..., 0] & np.uint32(LARGEST_ID)
-    # a pixel and the byte behind it, read as one number in one pass; the last pixel has no byte behind it
-    ids = np.empty(height * width, "<u4")
-    ids[:-1] = np.ndarray(height * width - 1, "<u4", colours.data, strides=(channels,))
-    ids[-1:].view(np.uint8)[:channels] = colours[-1, -1]
-    ids &= np.uint32(LARGEST_ID)
-    return ids.reshape(height, width)
+        # in a sixth of Pillow's time, though it holds the interpreter meanwhile: threads do not decode side by side
+        return kornia.decode_image_png_u8(file.read(), size, "rgb" if kind == RGB else "rgba")
 
 
 def read_number_png(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Int32[np.ndarray, "height width"]:

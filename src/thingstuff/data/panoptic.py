@@ -26,11 +26,11 @@ from thingstuff.data.coco_json import (
     read_json,
     shown,
 )
-from thingstuff.data.id_png import LARGEST_ID, png_size, read_id_png
+from thingstuff.data.id_png import png_size, read_colours
 from thingstuff.errors import AnnotationError, SizeError
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
-from thingstuff.structures.panoptic import PanopticMap
+from thingstuff.structures.panoptic import LARGEST_ID, ColouredMap, PanopticMap, ids_of_colours
 
 ImageId = int | str
 _Row = tuple[int, bool, int, tuple[float, ...]]  # of a segment: class, crowd, area, box
@@ -60,17 +60,20 @@ class PanopticRecord:
         Raises:
             AnnotationError: the PNG can't be read, holds no ids, or has another size than the image.
         """
-        ids = self.painted_ids()
-        if self.size is not None and ids.shape != self.size:
+        painted = self.painted()
+        size = int(painted.shape[0]), int(painted.shape[1])
+        if self.size is not None and size != self.size:
             raise AnnotationError(
-                f"image {self.image_id}: {self.png} has {pixels((int(ids.shape[0]), int(ids.shape[1])))}, the image "
-                f"{pixels(self.size)}; paint the map at the size of the image"
+                f"image {self.image_id}: {self.png} has {pixels(size)}, the image {pixels(self.size)}; "
+                "paint the map at the size of the image"
             )
-        return PanopticMap(ids, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
+        kind = ColouredMap if painted.ndim == 3 else PanopticMap
+        return kind(painted, self.segment_ids, self.classes, self.crowd, self.categories, self.areas)
 
-    def painted_ids(self) -> np.ndarray:
-        """The segment id of each pixel, 0 for void, as the PNG has it; layouts that paint otherwise have records of their own."""
-        return read_id_png(self.png, self.max_pixels)
+    def painted(self) -> np.ndarray:
+        """The segment id of each pixel, 0 for void, or its RGB, as the PNG has it; layouts that paint otherwise override this."""
+        colours = read_colours(self.png, self.max_pixels)
+        return colours if colours.shape[2] == 3 else ids_of_colours(colours)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ BACKGROUND_ID = 256  # as a segment, after every object
 class VOCRecord(PanopticRecord):
     """One image; its objects keep the numbers of the PNG as ids."""
 
-    def painted_ids(self) -> Int32[np.ndarray, "height width"]:
+    def painted(self) -> Int32[np.ndarray, "height width"]:
         numbers = read_number_png(self.png, self.max_pixels)
         return np.where(numbers == VOID, 0, np.where(numbers == BACKGROUND, BACKGROUND_ID, numbers)).astype(np.int32)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 
 from thingstuff.errors import ConfigError, EvaluationError
 from thingstuff.ops.boundary import boundary_of_segments
-from thingstuff.structures.panoptic import VOID, PanopticMap, position_of
+from thingstuff.structures.panoptic import VOID, ColouredMap, PanopticMap, ids_of_colours, position_of
 
 DENSE_CELLS = 1 << 20  # pairs of segments up to which the shared pixels are counted in one table
 OTHER = -1  # the id given to what is neither void nor boundary
@@ -103,7 +103,7 @@ def match_segments(
             f"{where}: the prediction has height and width {prediction.size}, the ground truth {truth.size}; "
             "resize the prediction to the image, without mixing ids"
         )
-    shared = overlaps(truth.ids, prediction.ids, truth.segment_ids, prediction.segment_ids)
+    shared = shared_pixels(truth, prediction)
     truth_areas = np.bincount(shared.truth, shared.pixels, len(truth) + 2).astype(np.int64)
     areas = np.bincount(shared.prediction, shared.pixels, len(prediction) + 2).astype(np.int64)
     _check_painted(prediction, areas, f"{where}: predicted")
@@ -149,6 +149,17 @@ def match_segments(
     )
 
 
+def shared_pixels(truth: PanopticMap, prediction: PanopticMap) -> Overlaps:
+    """The pixels of each pair of segments of two maps of one size; maps that came as colours are compared as colours."""
+    if not (isinstance(truth, ColouredMap) and isinstance(prediction, ColouredMap)):
+        return overlaps(truth.ids, prediction.ids, truth.segment_ids, prediction.segment_ids)
+    ends, lengths = _pieces_of_colours(truth.colours, prediction.colours)
+    truth_ids, prediction_ids = (
+        ids_of_colours(one.colours.reshape(1, -1, 3).take(ends, axis=1)).ravel() for one in (truth, prediction)
+    )
+    return _count(truth_ids, prediction_ids, lengths, truth.segment_ids, prediction.segment_ids)
+
+
 def overlaps(
     truth_ids: Integer[Any, "height width"],
     prediction_ids: Integer[Any, "height width"],
@@ -157,23 +168,36 @@ def overlaps(
 ) -> Overlaps:
     """Count the pixels of each pair of ids; on the GPU when one of the maps lies there."""
     assert tuple(truth_ids.shape) == tuple(prediction_ids.shape)
+    if getattr(truth_ids, "is_cuda", False) or getattr(prediction_ids, "is_cuda", False):
+        columns = len(prediction_segments) + 2
+        cells = (len(truth_segments) + 2) * columns
+        codes, pixels = _count_on_gpu(truth_ids, prediction_ids, truth_segments, prediction_segments, cells)
+        return Overlaps(codes // columns, codes % columns, pixels.astype(np.int64))
+    truth, prediction = _as_numpy(truth_ids).ravel(), _as_numpy(prediction_ids).ravel()
+    ends, lengths = _pieces(truth, prediction)
+    return _count(truth.take(ends), prediction.take(ends), lengths, truth_segments, prediction_segments)
+
+
+def _count(
+    truth_ids: Integer[np.ndarray, " pieces"],
+    prediction_ids: Integer[np.ndarray, " pieces"],
+    lengths: Int64[np.ndarray, " pieces"],
+    truth_segments: Int64[np.ndarray, " annotated"],
+    prediction_segments: Int64[np.ndarray, " predicted"],
+) -> Overlaps:
+    """The pixels of each pair of ids, of pieces that have one each."""
     columns = len(prediction_segments) + 2
     cells = (len(truth_segments) + 2) * columns
-    if getattr(truth_ids, "is_cuda", False) or getattr(prediction_ids, "is_cuda", False):
-        codes, pixels = _count_on_gpu(truth_ids, prediction_ids, truth_segments, prediction_segments, cells)
+    codes = position_of(truth_ids, truth_segments)
+    codes *= columns
+    codes += position_of(prediction_ids, prediction_segments)
+    if cells <= DENSE_CELLS:
+        table = np.bincount(codes, lengths, minlength=cells)  # whole numbers below 2^53: exact as floats
+        codes = np.flatnonzero(table)
+        pixels = table[codes]
     else:
-        truth, prediction = _as_numpy(truth_ids).ravel(), _as_numpy(prediction_ids).ravel()
-        ends, lengths = _pieces(truth, prediction)
-        codes = position_of(truth.take(ends), truth_segments)
-        codes *= columns
-        codes += position_of(prediction.take(ends), prediction_segments)
-        if cells <= DENSE_CELLS:
-            table = np.bincount(codes, lengths, minlength=cells)  # whole numbers below 2^53: exact as floats
-            codes = np.flatnonzero(table)
-            pixels = table[codes]
-        else:
-            codes, inverse = np.unique(codes, return_inverse=True)
-            pixels = np.bincount(inverse, lengths, minlength=len(codes))
+        codes, inverse = np.unique(codes, return_inverse=True)
+        pixels = np.bincount(inverse, lengths, minlength=len(codes))
     return Overlaps(codes // columns, codes % columns, pixels.astype(np.int64))
 
 
@@ -186,10 +210,33 @@ def _pieces(
     np.not_equal(truth[1:], truth[:-1], out=changed)
     changed |= prediction[1:] != prediction[:-1]
     (ends,) = changes.nonzero()
+    return ends, _lengths(ends)
+
+
+def _pieces_of_colours(
+    truth: UInt8[np.ndarray, "height width 3"], prediction: UInt8[np.ndarray, "height width 3"]
+) -> tuple[Int64[np.ndarray, " pieces"], Int64[np.ndarray, " pieces"]]:
+    """The same of colours, in passes over bytes, dozens of which a processor takes at once, and over pixels where they change."""
+    last = truth.size - 3
+    changes = np.empty(-(-truth.size // 24) * 24, np.uint8)  # of 8 pixels 24 bytes, or three numbers of 64 bits
+    changes[last : last + 3], changes[last + 3 :] = 1, 0  # the last pixel ends a piece
+    changed, before, after = changes[:last], slice(-3), slice(3, None)
+    truth, prediction = truth.reshape(-1), prediction.reshape(-1)
+    np.bitwise_xor(truth[after], truth[before], out=changed)
+    changed |= prediction[after] ^ prediction[before]
+    numbers = changes.view(np.uint64).reshape(-1, 3)
+    (eights,) = ((numbers[:, 0] | numbers[:, 1] | numbers[:, 2]) != 0).nonzero()
+    colours = changes.reshape(-1, 24).take(eights, axis=0).reshape(-1, 3)  # of the pixels of these eights alone
+    (ends,) = ((colours[:, 0] | colours[:, 1] | colours[:, 2]) != 0).nonzero()
+    ends = (eights.take(ends >> 3) << 3) + (ends & 7)
+    return ends, _lengths(ends)
+
+
+def _lengths(ends: Int64[np.ndarray, " pieces"]) -> Int64[np.ndarray, " pieces"]:
     lengths = ends.copy()
     lengths[1:] -= ends[:-1]
     lengths[:1] += 1  # pixels count from 0
-    return ends, lengths
+    return lengths
 
 
 def _count_on_gpu(truth_ids: Any, prediction_ids: Any, truth_segments: Any, prediction_segments: Any, cells: int) -> Any:

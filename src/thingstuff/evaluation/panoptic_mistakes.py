@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from thingstuff.errors import EvaluationError
 from thingstuff.evaluation.mistakes import KINDS, ImageMistakes, Scene, find_mistakes
-from thingstuff.evaluation.panoptic_matching import ImageQuality, overlaps
+from thingstuff.evaluation.panoptic_matching import ImageQuality, shared_pixels
 from thingstuff.evaluation.panoptic_quality import PanopticQuality
 from thingstuff.structures.panoptic import PanopticMap
 from thingstuff.structures.segments import Segments
@@ -65,7 +65,7 @@ class PanopticMistakes:
         objects += [object_places[place] for place in quality.false_negatives]
         matched = len(quality.matches)
 
-        shared = overlaps(annotated.ids, predicted.ids, annotated.segment_ids, predicted.segment_ids)
+        shared = shared_pixels(annotated, predicted)
         pixels = np.zeros((len(predicted) + 2, len(annotated) + 2))  # first void, last what isn't listed
         pixels[shared.prediction, shared.truth] = shared.pixels
         areas, object_areas = pixels.sum(axis=1) - pixels[:, 0], pixels.sum(axis=0)

@@ -4,9 +4,7 @@
 """
 
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +13,7 @@ from jaxtyping import Int64
 
 from thingstuff.errors import EvaluationError
 from thingstuff.evaluation.panoptic_matching import ImageQuality, Match, Rules, match_segments
+from thingstuff.evaluation.processes import in_order
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.panoptic import PanopticMap
 from thingstuff.structures.segments import Segments
@@ -85,7 +84,7 @@ class PanopticQuality:
     def compare(
         self, prediction: PanopticMap | Segments, truth: PanopticMap | Segments, image_id: int | str | None = None
     ) -> ImageQuality:
-        """What `update` gives, without adding it; safe to call from several threads at once."""
+        """What `update` gives, without adding it; safe to call from several threads or processes at once."""
         predicted, annotated = _as_map(prediction), _as_map(truth)
         quality = match_segments(
             predicted,
@@ -111,37 +110,28 @@ class PanopticQuality:
     def update_many(
         self,
         pairs: Iterable[tuple[int | str | None, Callable[[], PanopticMap | Segments], Callable[[], PanopticMap | Segments]]],
-        threads: int = 1,
+        processes: int = 1,
     ) -> Iterator[ImageQuality]:
         """Add images given as (image id, function that loads the prediction, function that loads the truth), in their order.
 
-        Memory does not grow with their number. More `threads` load and compare a few images ahead, which helps where loading
-        lets the interpreter go, as waiting for a disk or a network does, and Pillow's decoders; PNGs of ids, which are decoded
-        holding it, are measured soonest in one.
+        Memory does not grow with their number. With more `processes`, forks of this one, each core loads and compares maps; to
+        begin takes some hundredths of a second. The functions must then leave GPUs alone. Threads would not do: PNGs are decoded
+        holding the interpreter.
+
+        Raises:
+            ConfigError: less than one process, or more where the system can't fork (Windows).
         """
 
-        def one(image_id: int | str | None, prediction: Callable[[], Any], truth: Callable[[], Any]) -> ImageQuality:
+        def one(
+            pair: tuple[int | str | None, Callable[[], PanopticMap | Segments], Callable[[], PanopticMap | Segments]],
+        ) -> ImageQuality:
+            image_id, prediction, truth = pair
             return self.compare(prediction(), truth(), image_id)
 
         self._refuse_when_total()
-        if threads <= 1:
-            for pair in pairs:
-                quality = one(*pair)
-                self.add(quality)
-                yield quality
-            return
-        waiting: deque[Future[ImageQuality]] = deque()
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for pair in pairs:
-                    waiting.append(pool.submit(one, *pair))
-                    if len(waiting) > 2 * threads:
-                        yield self._added(waiting.popleft())
-                while waiting:
-                    yield self._added(waiting.popleft())
-            finally:
-                for future in waiting:
-                    future.cancel()
+        for quality in in_order(one, pairs, processes):
+            self.add(quality)
+            yield quality
 
     def merge(self, other: "PanopticQuality") -> None:
         """Add what another accumulator gathered, of other images.
@@ -231,11 +221,6 @@ class PanopticQuality:
                 "add it there or leave it out"
             )
         return classes
-
-    def _added(self, future: "Future[ImageQuality]") -> ImageQuality:
-        quality = future.result()
-        self.add(quality)
-        return quality
 
     def _refuse_when_total(self) -> None:
         if self._is_total:

@@ -16,10 +16,8 @@ from PIL import Image
 from thingstuff.errors import AnnotationError, ConfigError, MaskError
 from thingstuff.formats.coco import ImageId, write_json
 from thingstuff.structures.categories import Categories
-from thingstuff.structures.panoptic import PanopticMap, tight_boxes
+from thingstuff.structures.panoptic import LARGEST_ID, PanopticMap, tight_boxes
 from thingstuff.structures.segments import Segments
-
-LARGEST_ID = 256**3 - 1  # three bytes of colour
 
 
 def colours_of(ids: Integer[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width 3"]:

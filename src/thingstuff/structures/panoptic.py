@@ -1,10 +1,11 @@
 """`PanopticMap`: one segment id for each pixel and what the segments are, as panoptic files and panoptic quality have it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64, Integer, UInt8, UInt32
 
 from thingstuff.errors import AnnotationError, SizeError
 from thingstuff.structures.categories import Categories
@@ -12,6 +13,7 @@ from thingstuff.structures.masks import Mask
 from thingstuff.structures.segments import Segments
 
 VOID = 0  # the id of pixels that belong to no segment
+LARGEST_ID = 256**3 - 1  # that a colour holds, in three bytes
 LARGEST = 2**63 - 1  # number that 64 bits hold, and no segment's id
 HASHED = 128  # ids up to which each gets a slot of its own, in a table of one to four times their square
 FACTORS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))  # odd
@@ -40,6 +42,9 @@ class PanopticMap:
                 f"a panoptic map is a (height, width) array of integers, got {found}; "
                 "turn colours into ids first (R + 256 G + 65536 B)"
             )
+        self._check_segments()
+
+    def _check_segments(self) -> None:
         count = len(self.segment_ids)
         wanted: list[tuple[str, Any]] = [("segment_ids", np.int64), ("classes", np.int64), ("crowd", np.bool_)]
         for name, wanted_type in wanted + ([("areas", np.int64)] if self.areas is not None else []):
@@ -121,6 +126,49 @@ class PanopticMap:
         """Ids that are in the map and belong to no segment, void aside; sorted."""
         ids = np.asarray(self.numpy().ids)
         return np.unique(ids[self.index_map() > len(self)]).tolist()
+
+
+class ColouredMap(PanopticMap):
+    """A map as a PNG paints it. Its ids are made when first asked for: panoptic quality compares the colours themselves."""
+
+    colours: UInt8[np.ndarray, "height width 3"]  # R + 256 G + 65536 B
+
+    def __init__(
+        self,
+        colours: UInt8[np.ndarray, "height width 3"],
+        segment_ids: np.ndarray,
+        classes: np.ndarray,
+        crowd: np.ndarray,
+        categories: Categories,
+        areas: np.ndarray | None = None,
+    ):
+        # by the dictionary, as the others are frozen; ids, which theirs are, come later
+        vars(self).update(
+            colours=colours, segment_ids=segment_ids, classes=classes, crowd=crowd, categories=categories, areas=areas
+        )
+        self._check_segments()
+
+    @cached_property
+    def ids(self) -> UInt32[np.ndarray, "height width"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ids_of_colours(self.colours)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.colours.shape[0], self.colours.shape[1]
+
+
+def ids_of_colours(colours: UInt8[np.ndarray, "height width channels"]) -> UInt32[np.ndarray, "height width"]:
+    """R + 256 G + 65536 B of RGB or RGBA."""
+    colours, (height, width, channels) = np.ascontiguousarray(colours), colours.shape
+    if channels == 4:
+        return colours.view("<u4")[..., 0] & np.uint32(LARGEST_ID)
+    # a pixel and the byte behind it, read as one number in one pass; the last pixel has no byte behind it
+    ids = np.empty(height * width, "<u4")
+    ids[:-1] = np.ndarray(height * width - 1, "<u4", colours.data, strides=(channels,))
+    ids[-1:].view(np.uint8)[:channels] = colours[-1, -1]
+    ids &= np.uint32(LARGEST_ID)
+    return ids.reshape(height, width)
 
 
 def position_of(ids: Integer[np.ndarray, "*shape"], segment_ids: Int64[np.ndarray, " segments"]) -> Int64[np.ndarray, "*shape"]:
