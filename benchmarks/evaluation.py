@@ -7,9 +7,10 @@ moved by a few pixels. panopticapi is not on the package index; what stands here
 written anew: np.unique over the predicted ids and over paired ids, and loops over segments and pairs in dicts. It is given what
 the tool has once colours are ids (unsigned 32 bits, areas in the truth's rows), and runs in one process, where the tool starts
 one for each core. Turns alternate between the contestants, so that a busy machine slows all alike; times are medians of them.
-Beside the time on the clock stands the time of the processor, over all threads, which other programs disturb less; from files
-hotcoco works in a thread for each core, ours in one. torchmetrics gets the first 4 pairs (its PQ is theirs, and forgives what
-lies on void of the prediction), everything else all of them.
+Beside the time on the clock stands the time of the processor, over all threads and processes, which other programs disturb less.
+From files hotcoco works in a thread for each core; ours in one process, and in one for each core, whose start and end are counted
+in every turn. The larger set of files is the same ones, listed again and again under other image ids. torchmetrics gets
+the first 4 pairs (its PQ is theirs, and forgives what lies on void of the prediction), everything else all of them.
 
 np.unique sorts, and NumPy sorts with AVX-512 where there is AVX-512, which takes several times as long as without on some
 processors (AMD's Zen 4); panopticapi's best time is then that with NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL".
@@ -20,6 +21,7 @@ import gc
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import tempfile
@@ -207,8 +209,10 @@ def _as_classes(panoptic: PanopticMap) -> torch.Tensor:
 
 
 def from_files(truth: Path, found: Path, images: int) -> Contestants:
-    def ours() -> float:
-        return _measure(truth, found)["All"]["pq"]
+    cores = os.cpu_count() or 1
+
+    def ours(processes: int) -> float:
+        return _measure(truth, found, processes=processes)["All"]["pq"]
 
     def hotcoco_own() -> float:
         evaluation = PanopticEval(truth, found)
@@ -216,19 +220,40 @@ def from_files(truth: Path, found: Path, images: int) -> Contestants:
         return evaluation.results()["All"]["pq"]
 
     return {
-        "thingstuff": (ours, images),
+        f"thingstuff, {cores} processes": (lambda: ours(cores), images),
+        "thingstuff, 1 process": (lambda: ours(1), images),
         "hotcoco": (hotcoco_own, images),
         "panopticapi's algorithm": (lambda: panopticapi_files(truth, found), images),
     }
 
 
-def _measure(truth: Path, found: Path, images: int | None = None) -> dict[str, Any]:
+def _measure(truth: Path, found: Path, images: int | None = None, processes: int = 1) -> dict[str, Any]:
     data = read_panoptic(truth)
     quality = PanopticQuality(data.categories)
-    for place, _ in enumerate(quality.update_many(pairs(read_panoptic_predictions(found, data.categories), data)), start=1):
+    predictions = read_panoptic_predictions(found, data.categories)
+    for place, _ in enumerate(quality.update_many(pairs(predictions, data), processes), start=1):
         if place == images:
             break
     return quality.compute()
+
+
+def list_again(path: Path, times: int) -> Path:
+    """The same PNGs as a set of so many times as many images."""
+    content = json.loads(path.read_text())
+    images = 1 + max(entry["image_id"] for entry in content["annotations"])
+    for key, name in (("images", "id"), ("annotations", "image_id")):
+        entries = content.get(key, [])
+        content[key] = [{**entry, name: entry[name] + images * copy} for copy in range(times) for entry in entries]
+    longer = path.with_name(f"{path.stem}-{times}.json")
+    longer.write_text(json.dumps(content))
+    longer.with_suffix("").symlink_to(path.with_suffix(""))
+    return longer
+
+
+def worked_so_far() -> float:
+    """Seconds of the processor, of this process and of those that it has started and seen end."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def contest(contestants: Contestants, turns: int) -> Iterator[tuple[str, float, float, float]]:
@@ -239,10 +264,10 @@ def contest(contestants: Contestants, turns: int) -> Iterator[tuple[str, float, 
     for _ in range(turns):
         for name, (run, images) in contestants.items():
             gc.collect()
-            began, worked = time.perf_counter(), time.process_time()
+            began, worked = time.perf_counter(), worked_so_far()
             quality[name] = run()
             clock[name].append((time.perf_counter() - began) / images)
-            processor[name].append((time.process_time() - worked) / images)
+            processor[name].append((worked_so_far() - worked) / images)
     for name in contestants:
         yield name, statistics.median(clock[name]), statistics.median(processor[name]), quality[name]
 
@@ -275,6 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=10, help="of each file, in the larger set")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -293,7 +319,11 @@ def main() -> None:
         write_panoptic(truth, ((place, f"{place}.jpg", pair[1]) for place, pair in enumerate(drawn)), CATEGORIES)
         write_panoptic(found, ((place, f"{place}.jpg", pair[0]) for place, pair in enumerate(drawn)), CATEGORIES)
         del drawn
+        images = arguments.images * arguments.copies
         table("From PNG files", list(contest(from_files(truth, found, arguments.images), arguments.turns)), {"hotcoco": 1})
+        larger = from_files(list_again(truth, arguments.copies), list_again(found, arguments.copies), images)
+        del larger["panopticapi's algorithm"]  # which takes minutes, and the same for each image
+        table(f"From {images} pairs of PNG files", list(contest(larger, arguments.turns)), {})
         print("\n## Memory, from PNG files\n\n| images | MiB at most |\n| --- | --- |")
         for images, mebibytes in memory(truth, found, (arguments.images // 8, arguments.images // 2, arguments.images)):
             print(f"| {images} | {mebibytes:.1f} |")

@@ -1,5 +1,6 @@
 """Panoptic files: what is read, what is refused, and what the validator names."""
 
+import gc
 import json
 import platform
 import struct
@@ -64,6 +65,14 @@ def test_segments_are_read_in_the_order_of_the_file(tmp_path, content):
     assert panoptic.crowd.tolist() == [False, False, True]
     assert panoptic.areas is not None
     assert panoptic.areas.tolist() == [3, 1, 1]
+
+
+def test_garbage_is_collected_after_reading_as_before(tmp_path, content):
+    read_panoptic(write(tmp_path, content))
+    assert gc.isenabled()
+    with pytest.raises(AnnotationError):
+        read_panoptic(tmp_path / "none.json")
+    assert gc.isenabled()
 
 
 def test_numbers_are_read_however_they_are_written(tmp_path, content):

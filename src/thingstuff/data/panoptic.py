@@ -4,7 +4,9 @@ A JSON file lists the segments of each image, a PNG per image paints their ids: 
 the folder named like the JSON file without its ending, as panopticapi has it. Pixels are decoded when asked for, image by image.
 """
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -102,6 +104,19 @@ class PanopticDataset:
         return {record.image_id: record for record in self.records}
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Have Python look for no garbage meanwhile: reading makes none, and looks at all that is read take as long as reading it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collections()
 def read_panoptic(
     path: str | Path,
     png_dir: str | Path | None = None,
@@ -126,6 +141,7 @@ def read_panoptic(
     return dataset
 
 
+@_without_collections()
 def read_panoptic_predictions(
     path: str | Path, categories: Categories, png_dir: str | Path | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> PanopticDataset:
