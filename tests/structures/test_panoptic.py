@@ -1,5 +1,9 @@
 """PanopticMap: ids and what they are."""
 
+import copy
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ import torch
 from thingstuff.errors import AnnotationError, SizeError
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.masks import Mask
-from thingstuff.structures.panoptic import HASHED, PanopticMap, position_of
+from thingstuff.structures.panoptic import HASHED, ColouredMap, PanopticMap, position_of
 from thingstuff.structures.segments import Segments
 
 CATEGORIES = Categories((Category(1, "cat"), Category(5, "sky", is_thing=False)))
@@ -154,3 +158,14 @@ def test_a_class_outside_the_categories_is_refused():
 def test_lists_of_other_lengths_are_refused():
     with pytest.raises(SizeError, match="1 segments need crowd"):
         PanopticMap(np.array([[7]]), np.array([7]), np.array([0]), np.zeros(2, np.bool_), CATEGORIES)
+
+
+def test_a_map_of_colours_is_copied_and_replaced_as_any_other():
+    colours = np.array([[[1, 0, 0], [0, 1, 0]]], np.uint8)  # ids 1 and 256
+    given = ColouredMap(colours, np.array([1, 256]), np.array([0, 1]), np.zeros(2, np.bool_), Categories.numbered(2))
+    assert copy.copy(given).ids.tolist() == [[1, 256]]
+    assert pickle.loads(pickle.dumps(given)).size == (1, 2)
+    replaced = dataclasses.replace(given, classes=np.array([1, 0]))
+    assert replaced.ids.tolist() == [[1, 256]]
+    assert replaced.classes.tolist() == [1, 0]
+    assert dataclasses.replace(given, ids=np.array([[2**40, 1]]), segment_ids=np.array([2**40, 1])).unlisted() == []

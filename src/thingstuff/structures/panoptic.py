@@ -133,6 +133,10 @@ class ColouredMap(PanopticMap):
 
     colours: UInt8[np.ndarray, "height width 3"]  # R + 256 G + 65536 B
 
+    def __new__(cls, *values: Any, **named: Any) -> Any:
+        # dataclasses.replace names the ids, and gets an ordinary map of them
+        return PanopticMap(*values, **named) if "ids" in named else super().__new__(cls)
+
     def __init__(
         self,
         colours: UInt8[np.ndarray, "height width 3"],
