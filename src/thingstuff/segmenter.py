@@ -295,6 +295,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own
         if "out of memory" in str(error):
             raise
-        # torch's own words are pages long, about how it was built
-        raise ConfigError(f"device {device} is not available; devices here: {', '.join(_devices())}") from error
+        # the first sentence: what follows may be pages about how torch was built
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
+        raise ConfigError(f"device {device} is not available ({reason}); devices here: {', '.join(_devices())}") from error
     return Segmenter(model, categories, preprocessing, name=str(name_or_path))

@@ -1,6 +1,7 @@
 """Joining data sets: categories by name, ids that differ, images that are not overwritten."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +101,25 @@ def test_the_command_does_not_write_into_a_folder_that_holds_something(
 def test_a_folder_without_splits_is_joined_whole(tmp_path: Path):
     folder = write_set(tmp_path / "plain", {1: "person"}, [(1, 1)], ["a.png"], "train")
     (folder / "instances_train.json").rename(folder / "instances.json")
-    assert main(["data", "join", str(folder), str(folder), "--out", str(tmp_path / "twice")]) == 0
+    shutil.copytree(folder, tmp_path / "copy")
+    assert main(["data", "join", str(folder), str(tmp_path / "copy"), "--out", str(tmp_path / "twice")]) == 0
     assert len(open_dataset(tmp_path / "twice")) == 2
+
+
+def test_a_data_set_named_twice_is_refused(two_sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    people = two_sets[0]
+    assert main(["data", "join", str(people), f"{people}/../people", "--out", str(tmp_path / "twice")]) == 2
+    assert f"people/../people is the same folder as {people}; name each data set once" in capsys.readouterr().err
+    assert not (tmp_path / "twice").exists()
+
+
+def test_an_image_that_two_sets_share_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [write_set(tmp_path / name, {1: "person"}, [(1, 1)], ["a.png", "b.png"], "train") for name in ("one", "two")]
+    Image.new("RGB", (6, 4), "white").save(folders[1] / "images" / "b.png")
+    assert main(["data", "join", *map(str, folders), "--out", str(tmp_path / "joined")]) == 0
+    one, two = (folder / "images" / "a.png" for folder in folders)
+    assert capsys.readouterr().err == f"thingstuff: {two} is the same image as {one}; each is kept\n"
+    assert len(open_dataset(tmp_path / "joined", "train")) == 4
 
 
 def test_panoptic_data_sets_are_joined_with_their_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -14,6 +14,7 @@ from thingstuff.data.transforms import (
     Sample,
     ScaleOf,
     augment,
+    check_largest,
     check_min_pixels,
     draw_window,
     tight_boxes,
@@ -239,11 +240,26 @@ def test_a_count_of_pixels_that_no_object_ever_has_is_refused(changes: dict, mos
         check_min_pixels([record], replace(PLAIN, min_pixels=most + 1, **changes), OWN_SIZE)
 
 
+def test_a_scale_that_makes_views_larger_than_any_network_takes_is_refused_unless_they_are_cropped():
+    record = record_of(rectangle((200, 300), 1, 1, 4, 5))
+    check_largest([record], replace(PLAIN, scale=(1.0, 27.3)), OWN_SIZE)  # 300 x 27.3 = 8190
+    with pytest.raises(ConfigError, match=r"scale up to 28\.0 makes .* 8400 pixels a side, more than 8192; lower scale"):
+        check_largest([record], replace(PLAIN, scale=(1.0, 28.0)), OWN_SIZE)
+    check_largest([record], replace(PLAIN, scale=(1.0, 28.0), crop=(64, 64)), OWN_SIZE)
+
+
+def test_images_larger_than_that_are_let_through_at_their_own_size():
+    check_largest([record_of(rectangle((2, 9000), 0, 0, 1, 1))], PLAIN, OWN_SIZE)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
         ("scale", (0.0, 1.0)),
         ("scale", (2.0, 1.0)),
+        ("scale", (1.0, 101.0)),
+        ("scale", (0.009, 1.0)),
+        ("scale", (1.0, float("nan"))),
         ("crop", (0, 5)),
         ("horizontal_flip", 1.5),
         ("hue", 0.6),

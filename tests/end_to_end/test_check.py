@@ -76,6 +76,26 @@ def test_images_without_any_object_leave_nothing_to_find(folder: Path, capsys):
     assert "instances_val.json: has no object that is not a crowd, so there is nothing to learn or to find; annotate some" in told
 
 
+def test_categories_of_one_name_are_named_in_files_of_either_kind(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    for name in ("instances_val.json", "panoptic_val.json"):
+        (folder / name).write_text((folder / name).read_text().replace('"sky"', '"cat"'))
+    assert check(folder) == 1
+    line = "categories 1 and 5 are both called 'cat'; give each a name of its own, or make them one"
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"instances_val.json: {line}"
+    assert told[2] == f"panoptic_val.json: {line}"
+
+
+def test_a_photo_listed_twice_is_named(folder: Path, capsys):
+    file = folder / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["images"].append({**content["images"][0], "id": 9})
+    file.write_text(json.dumps(content))
+    assert check(file) == 1
+    assert "images 4 and 9 are both of a.jpg; list it once, with the objects of both" in capsys.readouterr().out
+
+
 def test_each_inconsistency_is_named_with_image_and_segment(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     change(folder / "panoptic_val.json", area=3, bbox=[0, 0, 3, 2])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -250,6 +251,37 @@ def test_an_unusable_model_is_named_without_a_traceback(photos: Path, tmp_path: 
     assert message in error
 
 
+def test_a_link_that_leads_nowhere_is_named_and_the_others_go_on(photos: Path, tiny_model: Path, tmp_path: Path, capsys):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "b.png").symlink_to(photos / "b.png")
+    (tmp_path / "links" / "gone.png").symlink_to("elsewhere.png")
+    (tmp_path / "links" / "circle.png").symlink_to("circle.png")
+    assert run("predict", tmp_path / "links", "--model", tiny_model, "--out", tmp_path / "out") == 1
+    told = capsys.readouterr()
+    assert "gone.png: is a link to elsewhere.png, which isn't there" in told.err
+    assert "circle.png: can't be opened" in told.err
+    assert "1 image: " in told.out
+    assert (tmp_path / "out" / "b.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data", "check", "PIPE"),
+        ("evaluate", "--predictions", "PIPE", "--data", "PIPE", "--json"),
+        ("evaluate", "--compare", "PIPE", "PIPE"),
+        ("train", "--data", "PIPE", "--model", "mask-rcnn-tiny", "--out", "run"),
+        ("data", "check", "/dev/zero"),
+    ],
+)
+def test_a_pipe_or_device_in_place_of_annotations_is_refused_without_waiting_for_it(tmp_path: Path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("PIPE")
+    assert run(*words) in (1, 2)
+    told = capsys.readouterr()
+    assert re.search(r"(PIPE|zero): can't be read: is a (named pipe|device); name a file", told.out + told.err)
+
+
 def test_a_pipe_among_the_inputs_is_named_and_the_others_go_on(photos: Path, tiny_model: Path, tmp_path: Path, capsys):
     os.mkfifo(tmp_path / "pipe.png")
     words = (photos / "b.png", tmp_path / "pipe.png", "/dev/zero")
@@ -261,6 +293,17 @@ def test_a_pipe_among_the_inputs_is_named_and_the_others_go_on(photos: Path, tin
     assert (tmp_path / "out" / "b.png").exists()
 
 
+def test_a_device_that_is_not_available_is_told_with_the_reason(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, device: object) -> None:
+        raise RuntimeError("CUDA error: device is busy. Wait for it.\nFor debugging pass CUDA_LAUNCH_BLOCKING=1")
+
+    monkeypatch.setattr("torch.ones", refuse)
+    with pytest.raises(
+        thingstuff.ThingstuffError, match=r"^device cuda is not available \(CUDA error: device is busy\); devices"
+    ):
+        thingstuff.load(tiny_model, device="cuda")
+
+
 @pytest.mark.parametrize("device", ["abacus", "cuda:99", "xla", "hpu", "meta"])  # of "meta" nothing comes back
 def test_an_unusable_device_is_named_in_one_line_beside_those_that_there_are(
     photos: Path, tiny_model: Path, tmp_path: Path, capsys, device: str
@@ -270,7 +313,9 @@ def test_an_unusable_device_is_named_in_one_line_beside_those_that_there_are(
     assert _devices()[0] == "cpu"
     assert run("predict", photos / "b.png", "--model", tiny_model, "--out", tmp_path / "out", "--device", device) == 2
     told = capsys.readouterr().err
-    assert told == f"thingstuff: device {device} is not available; devices here: {', '.join(_devices())}\n"
+    assert told.startswith(f"thingstuff: device {device} is not available (")
+    assert told.endswith(f"); devices here: {', '.join(_devices())}\n")
+    assert len(told.splitlines()) == 1
 
 
 def test_an_output_folder_that_is_a_file_is_named(photos: Path, tiny_model: Path, capsys):
@@ -511,6 +556,18 @@ def test_limits_are_the_same_for_words_and_calls():
 
     assert arguments.LARGEST_BATCH == segmenter.LARGEST_BATCH
     assert arguments.LARGEST_SIDE == preprocessing.LARGEST_SIDE
+
+
+def test_the_help_of_train_shows_the_defaults_of_the_recipe():
+    from thingstuff.cli.train import AUGMENTATION, OPTIONS
+    from thingstuff.training import Recipe
+
+    recipe = Recipe(data="", model="", out="")
+    drawn = {"scale_low": recipe.augmentation.scale[0], "scale_high": recipe.augmentation.scale[1]}
+    for option in OPTIONS:
+        assert option.default == (getattr(recipe, option.name) or option.default), option.name
+    for option in AUGMENTATION:
+        assert option.default == drawn.get(option.name, getattr(recipe.augmentation, option.name, None)), option.name
 
 
 WITHOUT_TORCH = """

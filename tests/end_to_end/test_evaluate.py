@@ -122,6 +122,17 @@ def test_a_list_is_no_report(judged: Path, capsys):
     assert "list.json: holds a list, not a report, which evaluate writes as report.json" in capsys.readouterr().err
 
 
+def test_a_report_that_is_not_there_is_named_with_what_to_give(judged: Path, tmp_path: Path, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("evaluate", "--compare", judged / "a", "nowhere") == 2
+    assert "nowhere: does not exist; --compare takes two folders that evaluate filled (--out)" in capsys.readouterr().err
+    Path("empty").mkdir()
+    assert run("evaluate", "--compare", "empty", judged / "a") == 2
+    assert "empty: has no report.json; --compare takes two folders that evaluate filled" in capsys.readouterr().err
+    assert [path.name for path in Path.cwd().iterdir()] == ["empty"]  # no folder was made for what was never compared
+
+
 def test_a_folder_of_photos_that_is_not_there_is_named(judged: Path, capsys):
     assert run("evaluate", "--predictions", "p.json", "--data", judged, "--images", "nope") == 2
     assert "nope is no folder; name the folder of the photos: --images DIR" in capsys.readouterr().err

@@ -267,6 +267,17 @@ def test_runs_of_one_process_may_differ_in_precision(shapes: Path, tmp_path: Pat
         assert loop.Accelerator().mixed_precision == precision
 
 
+def test_another_precision_leaves_the_group_of_processes_alone(shapes: Path, tmp_path: Path) -> None:
+    """What accelerate calls by an underscore does no more than the loop needs, in the version that is installed."""
+    loop._accelerator(_recipe(shapes, tmp_path / "a"))
+    group = loop.PartialState._shared_state
+    assert group
+    before = dict(group)
+    assert loop._accelerator(_recipe(shapes, tmp_path / "b", precision="bf16")).mixed_precision == "bf16"
+    assert dict(loop.PartialState._shared_state) == before
+    loop._accelerator(_recipe(shapes, tmp_path / "c"))  # as the tests after this one find it
+
+
 def test_a_run_that_stops_keeps_the_rows_before(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = loop._finite
 

@@ -196,6 +196,9 @@ def test_a_batch_moves_between_devices_as_a_whole():
     [
         {"std": (1.0, 0.0, 1.0)},
         {"mean": (float("nan"), 0.0, 0.0)},
+        {"mean": (1e39, 0.0, 0.0)},  # float32 ends at 3.4e38
+        {"std": (1e39, 1.0, 1.0)},
+        {"std": (1e-46, 1.0, 1.0)},  # 0 in float32
         {"short_side": -1},
         {"long_side": 0},
         {"pad_multiple": 0},

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from thingstuff.checkpoints import yolact
 from thingstuff.checkpoints.mmdetection_config import (
     BACKBONE,
     BACKBONE_SETTINGS,
@@ -110,19 +111,6 @@ def describe(foreign: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) 
 
 
 def _rules(foreign: Mapping[str, Tensor]) -> tuple[Rule, ...]:
-    indices = sorted(int(match[1]) for key in foreign if (match := re.fullmatch(r"mask_head\.protonet\.(\d+)\.weight", key)))
-    # a convolution and its ReLU take two places each, and so does the upsampling
-    before = next((position for position, index in enumerate(indices) if index != 2 * position), len(indices))
-
-    def prototype(match: re.Match[str]) -> str:
-        index = int(match[1])
-        if indices and index == indices[-1]:
-            return f"prototype_net.prototypes.{match[2]}"
-        position = index // 2
-        if position < before:
-            return f"prototype_net.convs.{position}.{match[2]}"
-        return f"prototype_net.last_convs.{position - before - 1}.{match[2]}"
-
     def extra(match: re.Match[str]) -> str:
         return f"neck.extra.{int(match[1]) - 3}.{match[2]}"
 
@@ -135,7 +123,7 @@ def _rules(foreign: Mapping[str, Tensor]) -> tuple[Rule, ...]:
         Rule(r"bbox_head\.conv_cls\.(weight|bias)", r"head.classes.\1"),
         Rule(r"bbox_head\.conv_reg\.(weight|bias)", r"head.deltas.\1"),
         Rule(r"bbox_head\.conv_coeff\.(weight|bias)", r"head.coefficients.\1"),
-        Rule(r"mask_head\.protonet\.(\d+)\.(weight|bias)", prototype),
+        yolact.prototype_rule(foreign, r"mask_head\.protonet"),
         Rule(r"(?:mask_head\.segm_branch|segm_head)\.segm_conv\.(weight|bias)", r"semantic.\1"),
     )
 

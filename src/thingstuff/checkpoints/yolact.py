@@ -112,14 +112,11 @@ def _resnet_rules(foreign: Mapping[str, Tensor]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _rules(foreign: Mapping[str, Tensor], laterals: int, anchors: int) -> tuple[Rule, ...]:
-    indices = sorted(int(match[1]) for key in foreign if (match := re.fullmatch(r"proto_net\.(\d+)\.weight", key)))
+def prototype_rule(foreign: Mapping[str, Tensor], start: str) -> Rule:
+    """That of the prototype net, whose layers have numbers behind a name that matches `start`."""
+    indices = sorted(int(match[1]) for key in foreign if (match := re.fullmatch(rf"{start}\.(\d+)\.weight", key)))
     # a convolution and its ReLU take two places each, and so does the upsampling
     before = next((position for position, index in enumerate(indices) if index != 2 * position), len(indices))
-
-    def level(match: re.Match[str]) -> str:
-        part = "lateral" if match[1] == "lat" else "output"
-        return f"neck.{part}.{laterals - 1 - int(match[2])}.conv.{match[3]}"  # deepest first there
 
     def prototype(match: re.Match[str]) -> str:
         index = int(match[1])
@@ -129,6 +126,14 @@ def _rules(foreign: Mapping[str, Tensor], laterals: int, anchors: int) -> tuple[
         if position < before:
             return f"prototype_net.convs.{position}.{match[2]}"
         return f"prototype_net.last_convs.{position - before - 1}.{match[2]}"
+
+    return Rule(rf"{start}\.(\d+)\.(weight|bias)", prototype)
+
+
+def _rules(foreign: Mapping[str, Tensor], laterals: int, anchors: int) -> tuple[Rule, ...]:
+    def level(match: re.Match[str]) -> str:
+        part = "lateral" if match[1] == "lat" else "output"
+        return f"neck.{part}.{laterals - 1 - int(match[2])}.conv.{match[3]}"  # deepest first there
 
     def head_conv(match: re.Match[str]) -> str:
         return f"head.convs.{int(match[1]) // 2}.conv.{match[2]}"
@@ -141,7 +146,7 @@ def _rules(foreign: Mapping[str, Tensor], laterals: int, anchors: int) -> tuple[
         Rule(r"fpn\.downsample_layers\.([01])\.(weight|bias)", r"neck.extra.\1.\2"),
         # published files have more of these than the network uses
         Rule(r"fpn\.downsample_layers\.([2-9])\.(weight|bias)", DROP),
-        Rule(r"proto_net\.(\d+)\.(weight|bias)", prototype),
+        prototype_rule(foreign, r"proto_net"),
         Rule(r"prediction_layers\.0\.upfeature\.(\d+)\.(weight|bias)", head_conv),
         Rule(r"prediction_layers\.0\.bbox_layer\.(weight|bias)", r"head.deltas.\1"),
         Rule(r"prediction_layers\.0\.conf_layer\.(weight|bias)", r"head.classes.\1", background_last),

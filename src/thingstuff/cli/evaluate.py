@@ -76,8 +76,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     as_file = out is not None and out.suffix.lower() == ".json" and not out.is_dir()
     if out is not None and as_file and out.is_file() and not _is_ours(out):
         raise ConfigError(f"{shown(out)} is there and was not written by evaluate; give another file to --out")
-    if out is not None and not as_file:
-        make_folder(out)
     if arguments.compare:
         from thingstuff.cli.compare import run_compare
 
@@ -86,6 +84,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         raise ConfigError("what the predictions are compared with is missing; name the data: --data DIR or --data FILE.json")
     if arguments.images is not None and not arguments.images.is_dir():
         raise ConfigError(f"{arguments.images} is no folder; name the folder of the photos: --images DIR")
+    if out is not None and not as_file:
+        make_folder(out)
 
     judged = _judge(arguments)
     page = None

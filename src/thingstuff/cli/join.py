@@ -1,7 +1,8 @@
 """`thingstuff data join`: several data sets, of objects or of panoptic maps, as one folder."""
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,10 @@ def add_join_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_join(arguments: argparse.Namespace) -> int:
+    folders: dict[Path, Path] = {}
+    for folder in arguments.data:
+        if (other := folders.setdefault(folder.resolve(), folder)) is not folder:
+            raise ConfigError(f"{folder} is the same folder as {other}; name each data set once")
     panoptic = _common_splits(arguments.data, "panoptic")
     if panoptic and arguments.categories is None:
         _join_panoptic(arguments, arguments.splits or [split for split in panoptic if split] or [None])
@@ -58,6 +63,15 @@ def _refuse_without_data(folders: list[Path]) -> None:
     raise ConfigError(f"there is no split that all have: {'; '.join(told)}; leave out what is no data set, or rename splits")
 
 
+def _tell_of_same_images(paths: Iterable[Path | None]) -> None:
+    """A line on stderr where an image stands in the joined set twice: learnt twice, or learnt and validated on."""
+    from thingstuff.data.join import same_files
+
+    if pairs := same_files(path for path in paths if path is not None):
+        more = f", and {len(pairs) - 1} more images are there more than once" if len(pairs) > 1 else ""
+        print(f"thingstuff: {pairs[0][1]} is the same image as {pairs[0][0]}{more}; each is kept", file=sys.stderr)
+
+
 def _common_splits(folders: list[Path], kind: str) -> list[str | None]:
     """Splits that every folder has, train before val before others; None stands for the file without one."""
     found = []
@@ -80,6 +94,7 @@ def _join_objects(arguments: argparse.Namespace, splits: list[str | None]) -> No
     whole = join(list(parts.values()))
     with new_folder(arguments.out, "--out") as out:
         names = copy_images(whole.records, out / "images")
+        _tell_of_same_images(record.path for record in whole)
         start = 0
         for split, part in parts.items():
             records = whole.records[start : start + len(part)]
@@ -124,6 +139,7 @@ def _join_panoptic(arguments: argparse.Namespace, splits: list[str | None]) -> N
     start = 0
     with new_folder(arguments.out, "--out") as out:
         names += copy_images([Record(place, record.path, (0, 0)) for place, (_, record) in enumerate(rows)], out / "images")
+        _tell_of_same_images(record.path for _, record in rows)
         for split, part in parts.items():
             count = sum(map(len, part))
             written = write_panoptic_split(out, split, maps(start, count), categories)

@@ -137,16 +137,16 @@ def find_inputs(words: Sequence[str]) -> tuple[list[Input], list[tuple[str, str]
         if not matches:
             missing.append((word, reason))
         for match in matches:
-            paths.setdefault(match.resolve(), match)
+            paths.setdefault(match.resolve() if match.exists() else match.absolute(), match)
     if not paths:
         raise ConfigError("no image found: " + "; ".join(f"{word}: {reason}" for word, reason in missing))
     return named(list(paths.values())), missing
 
 
 def _images_among(paths: Any) -> list[Path]:
-    return sorted(
-        path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    """Files named like images; links that lead nowhere, too, so that reading them tells of it."""
+    named_so = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in named_so if path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def named(paths: Sequence[Path]) -> list[Input]:

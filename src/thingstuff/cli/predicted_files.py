@@ -55,7 +55,8 @@ def refuse_among_inputs(words: Sequence[str], inputs: Sequence[Input], out: Path
     """
     named = {Path(word) for word in words}
     for each in inputs:
-        if each.path not in named and each.path.resolve().parent == out.resolve():
+        # realpath, since resolve fails on links in a circle
+        if each.path not in named and os.path.dirname(os.path.realpath(each.path)) == os.path.realpath(out):
             raise ConfigError(
                 f"{shown(out)} is the folder of {each.path.name}; the pictures would lie among the images and be taken for some "
                 "the next time; give another folder to --out"

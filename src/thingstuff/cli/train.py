@@ -52,67 +52,102 @@ def _weights(text: str) -> tuple[tuple[str, float], ...]:
 
 @dataclass(frozen=True)
 class _Option:
-    """A number or name of the recipe that the command line can set; the recipe holds its default."""
+    """A number or name of the recipe that the command line can set."""
 
     name: str  # of the recipe's field; the option is the same with dashes
     parse: Callable[[str], Any]
+    metavar: str
     help: str
+    default: Any = None  # as the recipe has it, which takes torch to import, and a test compares; None: `help` says what it means
 
 
 OPTIONS = (
-    _Option("split", str, 'split of the folder to train on ("train" where there is one)'),
-    _Option("validation_split", str, 'split of the folder to validate on ("val" where there is one)'),
-    _Option("validation_data", str, "another data set to validate on, a folder or a COCO file"),
-    _Option("task", _task, "instance, panoptic or semantic (what the model gives, where the data has it)"),
-    _Option("image_dir", str, "folder of the photos, where the data doesn't lead to them"),
-    _Option("validation_image_dir", str, "the same of the validation data (--image-dir)"),
-    _Option("bit_depth", bits, BIT_DEPTH_HELP),
-    _Option("short_side", side, f"pixels of the short side that images are resized to, at most {LARGEST_SIDE}"),
-    _Option("long_side", side, f"pixels that the long side may then have, at most {LARGEST_SIDE}"),
+    _Option("split", str, "NAME", 'split of the folder to train on ("train" where there is one)'),
+    _Option("validation_split", str, "NAME", 'split of the folder to validate on ("val" where there is one)'),
+    _Option("validation_data", str, "DIR|JSON", "another data set to validate on, a folder or a COCO file"),
+    _Option("task", _task, "TASK", "instance, panoptic or semantic (what the model gives, where the data has it)"),
+    _Option("image_dir", str, "DIR", "folder of the photos, where the data doesn't lead to them"),
+    _Option("validation_image_dir", str, "DIR", "the same of the validation data (--image-dir)"),
+    _Option("bit_depth", bits, "N", BIT_DEPTH_HELP),
     _Option(
-        "shrink", _yes_or_no, "yes or no: whether larger images are made smaller, too; no where objects do not grow with them"
+        "short_side",
+        side,
+        "PIXELS",
+        f"pixels of the short side that images are resized to, at most {LARGEST_SIDE} (as the model says)",
+    ),
+    _Option("long_side", side, "PIXELS", f"pixels that the long side may then have, at most {LARGEST_SIDE} (as the model says)"),
+    _Option(
+        "shrink",
+        _yes_or_no,
+        "yes|no",
+        "whether larger images are made smaller, too; no where objects do not grow with them (as the model says)",
     ),
     _Option(
-        "square", _yes_or_no, "yes or no: whether images are stretched to short_side x short_side, so that all batches are alike"
+        "square",
+        _yes_or_no,
+        "yes|no",
+        "whether images are stretched to short_side x short_side, so that all batches are alike (as the model says)",
     ),
-    _Option("backbone_weights", str, 'pretrained backbone: a file, or "imagenet" for what timm publishes'),
-    _Option("steps", positive, "updates of the weights"),
-    _Option("batch_size", batch_size, "images in a step and process"),
-    _Option("accumulate", positive, "batches whose gradients are summed before the weights move"),
-    _Option("learning_rate", _above_0, "learning rate at 16 images an update; the run's own follows from the real number"),
-    _Option("backbone_rate", _above_0, "factor on the learning rate for the backbone; 0.1 where it is pretrained is usual"),
-    _Option("final_learning_rate", fraction, "share of it that the cosine ends at"),
-    _Option("warmup", natural, "steps in which the learning rate rises"),
-    _Option("weight_decay", _at_least_0, "weight decay of AdamW"),
-    _Option("clip_gradient", _above_0, "largest norm of all gradients together"),
-    _Option("ema", fraction, "decay of the averaged weights, which are the ones validated and kept"),
-    _Option("loss_weights", _weights, "weights of losses by name, the paper's where not named: mask=2,rpn_box=0.5"),
-    _Option("precision", str, '"no" (float32), "bf16" or "fp16"'),
-    _Option("validate_every", positive, "steps between validations"),
-    _Option("save_every", positive, "steps between saves; what a killed run loses at most"),
-    _Option("max_detections", positive, "objects an image, in validation"),
-    _Option("validation_images", positive, "validate on the first so many images"),
-    _Option("pictures", natural, "pictures drawn at each validation"),
-    _Option("seed", natural, "everything random follows from it"),
-    _Option("workers", natural, "processes that prepare batches"),
-    _Option("cache_megabytes", natural, "decoded images that each worker keeps, in megabytes"),
+    _Option(
+        "backbone_weights", str, "FILE|imagenet", 'pretrained backbone: a file, or "imagenet" for what timm publishes (none)'
+    ),
+    _Option("steps", positive, "N", "updates of the weights", 10_000),
+    _Option("batch_size", batch_size, "N", "images in a step and process", 4),
+    _Option("accumulate", positive, "N", "batches whose gradients are summed before the weights move", 1),
+    _Option(
+        "learning_rate",
+        _above_0,
+        "RATE",
+        "learning rate at 16 images an update; the run's own follows from the real number",
+        1e-3,
+    ),
+    _Option(
+        "backbone_rate",
+        _above_0,
+        "FACTOR",
+        "factor on the learning rate for the backbone; 0.1 where it is pretrained is usual",
+        1.0,
+    ),
+    _Option("final_learning_rate", fraction, "SHARE", "share of it that the cosine ends at", 0.01),
+    _Option("warmup", natural, "N", "steps in which the learning rate rises", 300),
+    _Option("weight_decay", _at_least_0, "DECAY", "weight decay of AdamW", 0.05),
+    _Option("clip_gradient", _above_0, "NORM", "largest norm of all gradients together", 5.0),
+    _Option("ema", fraction, "DECAY", "decay of the averaged weights, which are the ones validated and kept", 0.999),
+    _Option(
+        "loss_weights", _weights, "NAME=WEIGHT,...", "weights of losses by name, the paper's where not named: mask=2,rpn_box=0.5"
+    ),
+    _Option("precision", str, "no|bf16|fp16", "of the numbers: no is float32", "no"),
+    _Option("validate_every", positive, "N", "steps between validations", 1000),
+    _Option("save_every", positive, "N", "steps between saves; what a killed run loses at most", 200),
+    _Option("max_detections", positive, "N", "objects an image, in validation", 100),
+    _Option("validation_images", positive, "N", "validate on the first so many images (all)"),
+    _Option("pictures", natural, "N", "pictures drawn at each validation", 3),
+    _Option("seed", natural, "N", "everything random follows from it", 0),
+    _Option("workers", natural, "N", "processes that prepare batches", 0),
+    _Option("cache_megabytes", natural, "MB", "decoded images that each worker keeps, in megabytes", 512),
 )
 
 AUGMENTATION = (
-    _Option("crop", positive, "side of the square cut from the resized image, in pixels"),
-    _Option("scale_low", _above_0, "images are resized by a factor drawn between this ..."),
-    _Option("scale_high", _above_0, "... and this, on top of the size that the model expects"),
-    _Option("horizontal_flip", fraction, "probability"),
-    _Option("vertical_flip", fraction, "probability; for images without an up, as from a microscope or from above"),
-    _Option("quarter_turn", fraction, "probability of a rotation by 90, 180 or 270 degrees"),
-    _Option("brightness", fraction, "largest relative change"),
-    _Option("contrast", fraction, "largest relative change"),
-    _Option("saturation", fraction, "largest relative change"),
-    _Option("hue", fraction, "largest shift, in turns of the colour circle"),
-    _Option("greyscale", fraction, "probability"),
-    _Option("invert", fraction, "probability of the negative"),
-    _Option("copy_paste", fraction, "probability that objects of another image are pasted onto it"),
-    _Option("min_pixels", positive, "objects of which fewer pixels are seen are left out"),
+    _Option("crop", positive, "PIXELS", "side of the square cut from the resized image (none is cut)"),
+    _Option("scale_low", _above_0, "FACTOR", "images are resized by a factor drawn between this ..., 0.01 at least", 1.0),
+    _Option("scale_high", _above_0, "FACTOR", "... and this, on top of the size that the model expects; 100 at most", 1.0),
+    _Option("horizontal_flip", fraction, "P", "probability of being mirrored", 0.5),
+    _Option(
+        "vertical_flip",
+        fraction,
+        "P",
+        "probability of being turned over; for images without an up, as from a microscope or from above",
+        0.0,
+    ),
+    _Option("quarter_turn", fraction, "P", "probability of a rotation by 90, 180 or 270 degrees", 0.0),
+    _Option("brightness", fraction, "AMOUNT", "largest relative change", 0.0),
+    _Option("contrast", fraction, "AMOUNT", "largest relative change", 0.0),
+    _Option("saturation", fraction, "AMOUNT", "largest relative change", 0.0),
+    _Option("hue", fraction, "TURNS", "largest shift, in turns of the colour circle", 0.0),
+    _Option("greyscale", fraction, "P", "probability of losing colour", 0.0),
+    _Option("invert", fraction, "P", "probability of the negative", 0.0),
+    _Option("copy_paste", fraction, "P", "probability that objects of another image are pasted onto it", 0.0),
+    _Option("min_pixels", positive, "N", "objects of which fewer pixels are seen are left out", 1),
 )
 
 
@@ -140,7 +175,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     for group, options in ((recipe, OPTIONS), (augmentation, AUGMENTATION)):
         for option in options:
             name = "--" + option.name.replace("_", "-")
-            group.add_argument(name, type=option.parse, metavar="X", default=argparse.SUPPRESS, help=option.help)
+            shown = option.help if option.default is None else f"{option.help} ({option.default})"
+            group.add_argument(name, type=option.parse, metavar=option.metavar, default=argparse.SUPPRESS, help=shown)
 
 
 def run_train(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from thingstuff.data.coco_json import (
     pixels,
     read_categories,
     read_json,
+    report_shared_names,
     shown,
 )
 from thingstuff.data.records import InstanceDataset, Object, Record
@@ -82,6 +83,9 @@ def check_coco(
     dataset, without_area = _read_content(read_json(path), path, image_dir, required_images, max_pixels, problems)
     if required_images:
         report_broken(dataset or (), problems, max_pixels=max_pixels)
+    if dataset is not None:
+        report_shared_names(dataset.categories, problems)
+        _report_shared_files(dataset, problems)
     if dataset is None or problems.count:
         pass  # what is wrong may be why there is nothing
     elif not len(dataset):
@@ -91,6 +95,17 @@ def check_coco(
     return problems.kept + [
         f"annotation {id_}: covers no pixel, or has a bbox without area; draw it, or remove it" for id_ in without_area
     ]
+
+
+def _report_shared_files(dataset: InstanceDataset, problems: Problems) -> None:
+    """Tell of photos that are listed twice: each would be learnt from with the other's objects as background."""
+    first: dict[Path, int] = {}
+    for record in dataset:
+        if record.path is not None and first.setdefault(record.path, record.image_id) != record.image_id:
+            problems.add(
+                f"images {first[record.path]} and {record.image_id} are both of {record.path.name}; "
+                "list it once, with the objects of both"
+            )
 
 
 def _read_content(

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from thingstuff.errors import AnnotationError, ThingstuffError
 from thingstuff.structures.categories import Categories
+from thingstuff.structures.files import kind_unless_file
 
 _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
 PROBLEMS_SHOWN = 20  # of one file, in one message; the rest are counted
@@ -38,6 +39,8 @@ def read_json(path: Path, wanted: str = TRUTH) -> dict[str, Any]:
         AnnotationError: not there, not readable, not JSON (with line and column), or not an object.
     """
     try:
+        if kind := kind_unless_file(path):
+            raise AnnotationError(f"{path}: can't be read: is {kind}; name a file, {wanted}")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise AnnotationError(f"{path}: can't be read: {error.strerror or error}") from error
@@ -106,6 +109,18 @@ def read_categories(content: dict[str, Any], problems: Problems) -> Categories |
     except ThingstuffError as error:
         problems.add(str(error))
         return None
+
+
+def report_shared_names(categories: Categories, problems: Problems) -> None:
+    """Tell of categories of one name: data sets are joined, and models matched with them, by names."""
+    first: dict[str, int] = {}
+    for category in categories:
+        if category.name in first:
+            problems.add(
+                f"categories {first[category.name]} and {category.id} are both called {category.name!r}; "
+                "give each a name of its own, or make them one"
+            )
+        first.setdefault(category.name, category.id)
 
 
 def listed_images(

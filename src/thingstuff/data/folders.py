@@ -11,6 +11,7 @@ from thingstuff.data.panoptic_objects import panoptic_as_objects, things_alone
 from thingstuff.data.records import InstanceDataset
 from thingstuff.data.whole_files import report_photo
 from thingstuff.errors import AnnotationError
+from thingstuff.structures.files import kind_unless_file
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS
 
 LAYOUTS = (cityscapes, voc)  # of panoptic maps; each has find(folder), splits(root) and read(root, split, max_pixels)
@@ -131,7 +132,7 @@ def splits_of(path: Path) -> list[str]:
 def lists_segments(path: Path) -> bool:
     """Whether a file is COCO panoptic, by the one word that no other COCO file has."""
     try:
-        return b'"segments_info"' in path.read_bytes()
+        return kind_unless_file(path) is None and b'"segments_info"' in path.read_bytes()
     except OSError:
         return False  # the reader says what is wrong with it
 

@@ -1,8 +1,9 @@
 """Several data sets as one: categories matched by name, image and annotation ids made unique, files copied to one folder."""
 
+import hashlib
 import shutil
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,22 @@ def copy_images(records: Sequence[Record], folder: Path) -> list[str]:
         except OSError as error:
             raise AnnotationError(f"{record.path}: can't be copied to {folder / name}: {error.strerror or error}") from error
     return names
+
+
+def same_files(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
+    """Files that hold the same bytes as an earlier one: the earlier, and this one."""
+    by_length: dict[int, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_length[path.stat().st_size].append(path)
+    pairs: list[tuple[Path, Path]] = []
+    for group in by_length.values():
+        first: dict[bytes, Path] = {}
+        for path in group if len(group) > 1 else ():
+            digest = hashlib.sha256(path.read_bytes()).digest()
+            if digest in first:
+                pairs.append((first[digest], path))
+            first.setdefault(digest, path)
+    return pairs
 
 
 def coco_content(dataset: InstanceDataset, names: Sequence[str]) -> dict[str, list[dict]]:

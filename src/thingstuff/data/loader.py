@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from thingstuff.data.copy_paste import paste_objects
 from thingstuff.data.records import InstanceDataset, Record
-from thingstuff.data.transforms import Augmentation, Sample, augment, check_min_pixels
+from thingstuff.data.transforms import Augmentation, Sample, augment, check_largest, check_min_pixels
 from thingstuff.errors import AnnotationError, ConfigError, ThingstuffError
 from thingstuff.structures.images import DEFAULT_MAX_PIXELS, read_image
 from thingstuff.structures.preprocessing import ImageBatch, Preprocessing, Targets
@@ -86,6 +86,7 @@ class TrainingLoader:
                 "need batch_size >= 1, workers >= 0 and 0 <= rank < processes, "
                 f"got {batch_size=}, {workers=}, {rank=}, {processes=}"
             )
+        check_largest(dataset, augmentation, preprocessing)
         check_min_pixels(dataset, augmentation, preprocessing)
         self.dataset, self.preprocessing = dataset, preprocessing
         self.batch_size, self.seed, self.workers, self.rank, self.processes = batch_size, seed, workers, rank, processes

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from thingstuff.data.coco_json import Problems, read_json
+from thingstuff.data.coco_json import Problems, read_json, report_shared_names
 from thingstuff.data.panoptic import PanopticRecord, read_content
 from thingstuff.data.whole_files import report_broken, report_photo
 from thingstuff.errors import AnnotationError
@@ -39,6 +39,8 @@ def check_panoptic(
     problems = Problems(path, limit=None)
     dataset = read_content(content, path, png_dir, image_dir, max_pixels, problems)
     found = problems.kept
+    if dataset is not None:
+        report_shared_names(dataset.categories, problems)
     for record in tqdm(dataset or (), desc="check maps", unit="image", disable=None):
         found += check_record(record)
     listed, annotated = content.get("images"), content.get("annotations")

@@ -22,7 +22,9 @@ from torchvision.transforms.v2 import functional as F
 
 from thingstuff.data.records import Record
 from thingstuff.errors import ConfigError, SizeError
-from thingstuff.structures.preprocessing import Preprocessing, Targets
+from thingstuff.structures.preprocessing import LARGEST_SIDE, Preprocessing, Targets
+
+LARGEST_SCALE = 100  # and one over it is the smallest; beyond, nothing of an image is to be seen
 
 
 class ScaleOf(Enum):
@@ -54,8 +56,10 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         low, high = self.scale
-        if not 0 < low <= high:
-            raise ConfigError(f"scale must be two factors, 0 < low <= high, got {self.scale}")
+        if not 1 / LARGEST_SCALE <= low <= high <= LARGEST_SCALE:
+            raise ConfigError(
+                f"scale must be two factors from {1 / LARGEST_SCALE} to {LARGEST_SCALE}, the lower first, got {self.scale}"
+            )
         if self.crop is not None and min(self.crop) < 1:
             raise ConfigError(f"crop must be (height, width) of at least 1 pixel, got {self.crop}")
         if self.scale_of is ScaleOf.CROP and self.crop is None:
@@ -190,6 +194,23 @@ def check_min_pixels(records: Iterable[Record], augmentation: Augmentation, prep
             f"min_pixels is {augmentation.min_pixels}, but no object covers more than {most:.0f} pixels of the network's input; "
             "lower it, or all would be left out"
         )
+
+
+def check_largest(records: Iterable[Record], augmentation: Augmentation, preprocessing: Preprocessing) -> None:
+    """Raises ConfigError where a view can have more than `LARGEST_SIDE` pixels a side: it would end in a full memory."""
+    for record in records:
+        for axis, (side, scale) in enumerate(
+            zip(record.size, _base_scale(record.size, augmentation, preprocessing), strict=True)
+        ):
+            largest = round(side * scale * augmentation.scale[1])
+            if augmentation.crop is not None:
+                largest = min(largest, augmentation.crop[axis])
+            # images at their own size may be as large as they are
+            if largest > max(LARGEST_SIDE, side):
+                raise ConfigError(
+                    f"scale up to {augmentation.scale[1]} makes {record.path or record.image_id} {largest} pixels a side, more "
+                    f"than {LARGEST_SIDE}; lower scale (--scale-high), or set a crop"
+                )
 
 
 def _cut(image: np.ndarray, window: Window) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 
 from thingstuff.errors import AnnotationError, ConfigError, ThingstuffError
 from thingstuff.structures.categories import Categories, Category
+from thingstuff.structures.files import kind_unless_file
 from thingstuff.structures.segments import Segments
 
 ImageId = int | str
@@ -158,6 +159,8 @@ def _check_row(row: Any, where: str) -> None:
 
 def _read(path: str | Path) -> Any:
     try:
+        if kind := kind_unless_file(Path(path)):
+            raise AnnotationError(f"{path}: can't be read: is {kind}; name a file of predictions")
         return json.loads(Path(path).read_bytes())
     except OSError as error:
         raise AnnotationError(f"{path}: can't be read ({error.strerror or error})") from error

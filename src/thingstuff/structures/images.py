@@ -7,7 +7,6 @@ What follows, to a network's input, is in preprocessing.py.
 
 import io
 import os
-import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from thingstuff.structures.bit_depth import (
     is_deep_grey,
     stated,
 )
+from thingstuff.structures.files import kind_unless_file
 
 DEFAULT_MAX_PIXELS = 200_000_000  # about 14,000 x 14,000; a decoded image takes 3 bytes a pixel
 
@@ -110,26 +110,16 @@ def _read_file(path: Path, max_pixels: int, bit_depth: int | None) -> UInt8[np.n
         return _read_stream(stream, str(path), max_pixels, bit_depth)
 
 
-# what a path may lead to besides files, by the kind that stat tells
-_NO_FILES = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
-
-
 @contextmanager
 def _opening(path: Path) -> Iterator[Any]:
     try:
-        # before it is opened, since to open a pipe is to wait for its writer
-        if kind := _NO_FILES.get(stat.S_IFMT(path.stat().st_mode)):
+        if kind := kind_unless_file(path):
             raise ImageError(f"{path}: is {kind}, not an image file; save the image as a file and name that")
         with path.open("rb") as stream:
             yield stream
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        leads = f"is a link to {os.readlink(path)}, which isn't there" if path.is_symlink() else "no such file"
+        raise ImageError(f"{path}: {leads}") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: can't be opened ({error})") from error
 

@@ -22,6 +22,7 @@ from thingstuff.structures.bit_depth import check_bit_depth
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB on the 0..255 scale
 IMAGENET_STD = (58.395, 57.12, 57.375)
 PAD_MULTIPLE = 32  # of a batch's sides where nobody says otherwise: the largest stride of the usual backbones
+MOST_NORM, LEAST_STD = 1e6, 1e-6  # of mean and std: no image has such ones, and float32 holds what comes of them
 LARGEST_SIDE = 8192  # pixels of a network's input; more is a slip of the finger that would end in a full memory
 
 
@@ -91,12 +92,13 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         check_bit_depth(self.bit_depth)
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(v) for v in (*self.mean, *self.std)):
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(abs(v) <= MOST_NORM for v in (*self.mean, *self.std)):
             raise ConfigError(
-                f"mean and std need three finite numbers each (R, G, B on the 0..255 scale), got {self.mean} and {self.std}"
+                f"mean and std need three numbers each (R, G, B on the 0..255 scale), at most {MOST_NORM:,.0f}, "
+                f"got {self.mean} and {self.std}"
             )
-        if min(self.std) <= 0:
-            raise ConfigError(f"std must be positive, got {self.std}")
+        if min(self.std) < LEAST_STD:
+            raise ConfigError(f"std must be positive, at least {LEAST_STD}, got {self.std}")
         if self.short_side < 0 or self.long_side < 1 or self.pad_multiple < 1:
             raise ConfigError(
                 "short_side must be 0 (own size) or more, long_side and pad_multiple 1 or more, "

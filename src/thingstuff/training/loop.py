@@ -185,7 +185,9 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 def _accelerator(recipe: Recipe) -> Accelerator:
     """What moves a run's work to its device, in its precision."""
     if is_initialized() and AcceleratorState().mixed_precision != recipe.precision:
-        AcceleratorState._reset_state()  # else a process keeps the precision of its first run, and refuses another
+        # Else a process keeps the precision of its first run, and refuses another. accelerate has no public way (as of 1.15,
+        # whose own tests go this one); the processes' group, which can be made only once, is PartialState's and stays.
+        AcceleratorState._reset_state()
     return Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
 
 
