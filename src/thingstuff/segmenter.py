@@ -269,6 +269,11 @@ def _devices() -> list[str]:
     return ["cpu", *(f"{accelerator}:{number}" for number in range(count))]
 
 
+def _reason(error: Exception) -> str:
+    """The first sentence of torch's error: what follows may be pages about how it was built."""
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
+
+
 def load(name_or_path: str | Path, device: str | torch.device | None = None) -> Segmenter:
     """A bundled model by name, or any supported checkpoint by its file alone: family, layout, depth and classes are found in it.
 
@@ -288,14 +293,14 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     model, categories, preprocessing = read(path) if is_own_format(path) else load_foreign(path)
     if len(categories) != model.config.classes:
         raise SizeError(f"{path}: {len(categories)} categories for {model.config.classes} classes")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.ones(1, device=device).item()  # "meta" takes a model, but nothing comes back
         model.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own
         if "out of memory" in str(error):
             raise
-        # the first sentence: what follows may be pages about how torch was built
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
-        raise ConfigError(f"device {device} is not available ({reason}); devices here: {', '.join(_devices())}") from error
+        words = f"device {str(device)!r} is not available ({_reason(error)}); devices here: {', '.join(_devices())}"
+        raise ConfigError(words) from error
     return Segmenter(model, categories, preprocessing, name=str(name_or_path))

@@ -265,7 +265,7 @@ def test_objects_without_pixels_or_box_area_are_kept_and_named_in_a_warning(fold
     ("written", "expected"),
     [
         (b'{"images": [\n  {"id": 1,}\n]}', "not valid JSON at line 2, column 1"),
-        (b"", "not valid JSON at line 1, column 1"),
+        (b"", "is empty (0 bytes), not an object with 'images'"),
         (b'{"images": "\xff\xfe"}', "not text"),
         (b"[" * 100_000, "not JSON that can be read"),
         (b'{"images": ' + b"9" * 10_000 + b"}", "not JSON that can be read"),

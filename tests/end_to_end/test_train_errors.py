@@ -261,6 +261,13 @@ def test_steps_of_a_narrow_network_are_taken_without_onednn(
     assert torch._C._get_mkldnn_enabled()
 
 
+def test_a_batch_too_small_for_its_norms_is_an_error_with_words(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        TrainingError, match=r"a batch of 1 image of 32 x 32 pixels leaves a norm one value .* raise --batch-size"
+    ):
+        train(_recipe(shapes, tmp_path / "run", short_side=1, square=True))
+
+
 def test_runs_of_one_process_may_differ_in_precision(shapes: Path, tmp_path: Path) -> None:
     for precision in ("no", "bf16", "no"):
         train(_recipe(shapes, tmp_path / precision / str(len(list(tmp_path.iterdir()))), precision=precision))

@@ -129,7 +129,7 @@ ROW = {"image_id": 1, "category_id": 7, "score": 0.5, "segmentation": {"size": [
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "not JSON at line 1, column 1"),
+        ("", "is empty (0 bytes); a file of no predictions holds []"),
         ("[{]", "not JSON at line 1"),
         ('{"images": [], "annotations": []}', "holds annotations, not predictions"),
         ("3", "a list of results, one for each segment, not int"),

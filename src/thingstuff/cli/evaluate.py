@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, named_path, natural, positive, shown
+from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, named_path, natural, not_empty, positive, shown
 from thingstuff.cli.judged import PICTURES, Judged
 from thingstuff.errors import ConfigError
 
@@ -19,7 +19,9 @@ OUT = Path("evaluation")
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="NAME|FILE", help="judge this model: a bundled model's name or a checkpoint file")
+    source.add_argument(
+        "--model", metavar="NAME|FILE", type=not_empty, help="judge this model: a bundled model's name or a checkpoint file"
+    )
     source.add_argument(
         "--predictions",
         metavar="FILE",

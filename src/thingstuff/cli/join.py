@@ -59,6 +59,8 @@ def _refuse_without_data(folders: list[Path]) -> None:
     for folder in folders:
         splits = ", ".join(splits_of(folder))
         whole = has_instances(folder) or has_panoptic(folder)
+        if not folder.exists():
+            raise ConfigError(f"{folder}: does not exist; name folders with images/ and annotations")
         told.append(f"{folder} has {f'the splits {splits}' if splits else 'one set without splits' if whole else 'no data set'}")
     raise ConfigError(f"there is no split that all have: {'; '.join(told)}; leave out what is no data set, or rename splits")
 

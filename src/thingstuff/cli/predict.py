@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, named_path, positive, reading
+from thingstuff.cli.arguments import TASKS, add_inference_arguments, fraction, named_path, not_empty, positive, reading
 from thingstuff.cli.predicted_files import (
     MAP,
     PANOPTIC,
@@ -34,13 +34,21 @@ IMAGE_SUFFIXES = (
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", nargs="+", metavar="IMAGE", help="image files, folders of images, or patterns such as 'scans/**/*.tif'"
+        "inputs",
+        nargs="+",
+        metavar="IMAGE",
+        type=not_empty,
+        help="image files, folders of images, or patterns such as 'scans/**/*.tif'",
     )
     parser.add_argument(
         "--out", metavar="DIR", type=named_path, required=True, help="folder for the results; made when it is missing"
     )
     parser.add_argument(
-        "--model", metavar="NAME|FILE", default="people", help='a bundled model\'s name or a checkpoint file ("people")'
+        "--model",
+        metavar="NAME|FILE",
+        type=not_empty,
+        default="people",
+        help='a bundled model\'s name or a checkpoint file ("people")',
     )
     parser.add_argument(
         "--score", metavar="S", type=fraction, help="keep objects scored higher, from 0 to 1 (0.5; panoptic: as the model says)"

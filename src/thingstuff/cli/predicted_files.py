@@ -55,7 +55,6 @@ def refuse_among_inputs(words: Sequence[str], inputs: Sequence[Input], out: Path
     """
     named = {Path(word) for word in words}
     for each in inputs:
-        # realpath, since resolve fails on links in a circle
         if each.path not in named and os.path.dirname(os.path.realpath(each.path)) == os.path.realpath(out):
             raise ConfigError(
                 f"{shown(out)} is the folder of {each.path.name}; the pictures would lie among the images and be taken for some "
@@ -97,10 +96,10 @@ def refuse_overwriting(inputs: Sequence[Input], out: Path, tiles: bool) -> None:
     Raises:
         ConfigError: the picture of an image would be written over an image, or its segments over somebody's JSON or PNG.
     """
-    real = {each.path.resolve() for each in inputs}
+    real = {os.path.realpath(each.path) for each in inputs}  # resolve fails on links in a circle
     for each in inputs:
         for name in (f"{each.stem}.png", f"{each.stem}{MAP}.png"):
-            if (out / name).resolve() in real:
+            if os.path.realpath(out / name) in real:
                 raise ConfigError(
                     f"{shown(out / name)} would be overwritten with a picture of itself; give another folder to --out"
                 )

@@ -162,6 +162,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|FILE",
+        type=not_empty,
         required=True,
         help="an architecture, such as mask-rcnn-lite0, or a checkpoint to go on from",
     )

@@ -41,7 +41,10 @@ def read_json(path: Path, wanted: str = TRUTH) -> dict[str, Any]:
     try:
         if kind := kind_unless_file(path):
             raise AnnotationError(f"{path}: can't be read: is {kind}; name a file, {wanted}")
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        if not text:
+            raise AnnotationError(f"{path}: is empty (0 bytes), not {wanted}")
+        content = json.loads(text)
     except OSError as error:
         raise AnnotationError(f"{path}: can't be read: {error.strerror or error}") from error
     except json.JSONDecodeError as error:

@@ -161,7 +161,10 @@ def _read(path: str | Path) -> Any:
     try:
         if kind := kind_unless_file(Path(path)):
             raise AnnotationError(f"{path}: can't be read: is {kind}; name a file of predictions")
-        return json.loads(Path(path).read_bytes())
+        text = Path(path).read_bytes()
+        if not text:
+            raise AnnotationError(f"{path}: is empty (0 bytes); a file of no predictions holds []")
+        return json.loads(text)
     except OSError as error:
         raise AnnotationError(f"{path}: can't be read ({error.strerror or error})") from error
     except json.JSONDecodeError as error:

@@ -143,6 +143,7 @@ def _opened(stream: Any, name: str) -> ImageFile:
     prefix = stream.read(16)
     if not prefix:
         raise ImageError(f"{name}: is empty (0 bytes)")
+    prefix = prefix.ljust(16, b"\0")  # formats look for their marks without asking how long it is
     # Not Image.open: it enforces Pillow's own limit on pixels, a global that belongs to the caller's program.
     Image.init()
     reasons: list[str] = []

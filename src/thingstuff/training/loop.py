@@ -35,7 +35,7 @@ from thingstuff.errors import ConfigError, ImageError, TrainingError
 from thingstuff.models.catalog import CATALOG
 from thingstuff.models.contract import Model, Task, own_task
 from thingstuff.segmenter import Segmenter, load
-from thingstuff.structures.preprocessing import Preprocessing, Targets
+from thingstuff.structures.preprocessing import ImageBatch, Preprocessing, Targets
 from thingstuff.training.data import choose_task, open_data
 from thingstuff.training.recipe import Recipe
 from thingstuff.training.run_folder import (
@@ -153,7 +153,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
                 torch.manual_seed(
                     _seed_of(recipe.seed, state.step, part, accelerator.process_index)
                 )  # sampling of anchors and RoIs
-                with accelerator.accumulate(losses), _kernels(segmenter.model, accelerator.device):
+                with accelerator.accumulate(losses), _kernels(segmenter.model, accelerator.device), _values_enough(batch):
                     pixels = batch.pixels.to(accelerator.device, memory_format=torch.channels_last)
                     terms = losses(pixels, [target.to(accelerator.device) for target in targets])
                     values = _finite(terms, targets, state.step)
@@ -189,6 +189,21 @@ def _accelerator(recipe: Recipe) -> Accelerator:
         # whose own tests go this one); the processes' group, which can be made only once, is PartialState's and stays.
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
+
+
+@contextmanager
+def _values_enough(batch: ImageBatch) -> Iterator[None]:
+    """Raises TrainingError where a batch is so small that a norm has one value of a channel, whose deviation is nothing."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        height, width = batch.pixels.shape[-2:]
+        raise TrainingError(
+            f"a batch of {len(batch)} image of {width} x {height} pixels leaves a norm one value of each channel; "
+            "raise --batch-size, or --short-side or --crop"
+        ) from error
 
 
 @contextmanager
