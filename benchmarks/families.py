@@ -3,7 +3,9 @@
     python benchmarks/families.py DATA --out runs/families > benchmarks/results/families.md
 
 DATA is the folder of the nuclei set (images/, instances_train.json, instances_val.json). Every model is trained with one recipe
-from ImageNet weights of the backbone; a run that was stopped goes on when the command is repeated, and weights that have had
+from ImageNet weights of the backbone, on whole images of one size, turned and recoloured, and measured on images of that size:
+the grids of SOLO and SOLOv2 divide an image, so that crops or other sizes would show them other objects than they are asked for.
+A run that was stopped goes on when the command is repeated, and weights that have had
 their steps, elsewhere perhaps, are only measured. Mask AP is COCO's on the validation split. Then all models take turns on each
 image, so that whatever else runs slows all alike; times are medians over images and start from pixels in memory: the network, and
 what comes after it until masks are run-length codes. Memory is the peak above what a process of its own held before, over the
@@ -43,8 +45,6 @@ CANDIDATES = {"class_candidates": 1000, "candidates": 1000}
 LOWEST_SCORE = 0.05
 
 AUGMENTATION = Augmentation(
-    scale=(0.7, 1.4),
-    crop=(256, 256),
     horizontal_flip=0.5,
     vertical_flip=0.5,
     quarter_turn=0.75,
@@ -62,10 +62,9 @@ def recipe_of(options: argparse.Namespace, model: str) -> Recipe:
         data=str(options.data),
         model=model,
         out=str(options.out / model),
-        short_side=384,
-        long_side=2048,
-        shrink=False,  # microscope images are made for their scale
-        augmentation=replace(AUGMENTATION, crop=(options.crop, options.crop)),
+        short_side=options.side,
+        square=True,
+        augmentation=AUGMENTATION,
         backbone_weights=options.backbone_weights or backbone_weights(),
         steps=options.steps,
         batch_size=options.batch_size,
@@ -140,7 +139,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--crop", type=int, default=256)
+    parser.add_argument("--side", type=int, default=384, help="of the network's input, in pixels, in training and measured")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of training and of the measurements")
     parser.add_argument("--images", type=int, help="measure on the first so many; default: all")
@@ -176,8 +175,8 @@ def main() -> None:
 
     print(f"# Families on nuclei, {options.steps} steps each\n")
     print(
-        f"Backbone EfficientNet-Lite0, short side 384 pixels at the least; {options.steps} steps of {options.batch_size} crops "
-        f"of {options.crop} x {options.crop} pixels; {len(data)} validation images, {DETECTIONS} detections each; "
+        f"Backbone EfficientNet-Lite0, images of {options.side} x {options.side} pixels; {options.steps} steps of "
+        f"{options.batch_size}; {len(data)} validation images, {DETECTIONS} detections each; "
         f"{options.threads} threads, torch {torch.__version__}, {platform.machine()}."
     )
     print(
