@@ -125,6 +125,31 @@ def test_padding_changes_nothing_but_what_the_network_sees() -> None:
     assert segments.boxes[0].tolist() == pytest.approx([0, 0, 112, 128], abs=1e-3)
 
 
+def test_masks_reach_beyond_their_boxes_by_the_margin() -> None:
+    model = _model().eval()
+    predictions = model(torch.zeros(1, 3, 64, 96))
+    anchors = torch.cat(predictions.anchors)
+    anchor = int((anchors - torch.tensor([32.0, 24.0, 48.0, 40.0])).abs().sum(dim=1).argmin())
+    x1, y1, x2, y2 = anchors[anchor].tolist()
+    logits = torch.zeros_like(predictions.class_logits)
+    logits[..., -1], logits[0, anchor, 1] = 20.0, 40.0
+    predictions = replace(
+        predictions,
+        class_logits=logits,
+        box_deltas=torch.zeros_like(predictions.box_deltas),
+        coefficients=torch.ones_like(predictions.coefficients),
+        prototypes=torch.ones_like(predictions.prototypes),  # masks would fill the image
+    )
+    widths = []
+    for margin in (0.0, 0.5):
+        (segments,) = model.segments(predictions, image_sizes(), THREE, Thresholds(score=0.9, crop_margin=margin))
+        assert segments.boxes[0].tolist() == pytest.approx([x1, y1, x2, y2], abs=1e-3)  # boxes are left as they are
+        left, _, right, _ = segments.rles[0].box
+        widths.append((x1 - left, right - x2))
+    gained = np.subtract(widths[1], widths[0])
+    assert np.allclose(gained, (x2 - x1) / 2, atol=8)  # to a prototype cell, 8 pixels here
+
+
 def test_a_batch_of_two_equals_two_batches_of_one() -> None:
     model = _model().eval()
     images = torch.randn(2, 3, 64, 96)
@@ -380,6 +405,8 @@ def test_configs_that_no_network_has_are_refused(changes: dict, message: str) ->
 def test_thresholds_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="nms must lie from 0 to 1"):
         Thresholds(nms=2.0)
+    with pytest.raises(ConfigError, match="crop_margin must lie from 0 to 1"):
+        Thresholds(crop_margin=-0.1)
     with pytest.raises(ConfigError, match="must be at least 1"):
         Thresholds(anchors_per_level=0)
     with pytest.raises(ConfigError, match="rising"):

@@ -46,6 +46,7 @@ class Thresholds:
     cross_class: bool = False  # Fast NMS over all classes at once
     detections: int = 100  # an image
     mask: float = 0.5  # probability that a pixel must exceed to belong to the object
+    crop_margin: float = 0.0  # share of a box's sides by which its mask may reach beyond it, on each side; 0 in the paper
 
     def __post_init__(self) -> None:
         if min(self.class_candidates, self.detections) < 1 or (self.anchors_per_level is not None and self.anchors_per_level < 1):
@@ -53,7 +54,7 @@ class Thresholds:
                 "class_candidates, detections and anchors_per_level must be at least 1, "
                 f"got {self.class_candidates}, {self.detections} and {self.anchors_per_level}"
             )
-        for name in ("score", "anchor_score", "nms", "mask"):
+        for name in ("score", "anchor_score", "nms", "mask", "crop_margin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie from 0 to 1, got {getattr(self, name)}")
 
@@ -321,6 +322,8 @@ class Yolact(Model):
         height, width = prototypes.shape[-2:]
         padded = int(predictions.padded_size[0]), int(predictions.padded_size[1])
         in_cells = boxes * boxes.new_tensor([width / padded[1], height / padded[0]]).repeat(2)  # x y x y
+        margin = limits.crop_margin * (in_cells[:, 2:] - in_cells[:, :2])
+        in_cells = in_cells + torch.cat([-margin, margin], dim=1)
         if self.config.mask_rating_channels:
             scores = self._rated(scores, classes, prototypes, coefficients, in_cells)
             order = scores.argsort(descending=True, stable=True)
