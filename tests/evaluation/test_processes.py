@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import signal
@@ -89,6 +90,51 @@ def test_a_result_that_cannot_be_sent_is_told_of():
 
     with pytest.raises(EvaluationError, match="can't be sent"):
         list(in_order(no_value, range(20), 2))
+
+
+def test_an_error_that_cannot_be_sent_is_told_of_in_words():
+    own = os.getpid()
+
+    class TwoValuesError(Exception):
+        def __init__(self, one: str, other: str):
+            super().__init__(f"{one} and {other}")  # pickle gives this back as the only value
+
+    def refuse_elsewhere(_: int) -> int:
+        time.sleep(0.01)
+        if os.getpid() != own:
+            raise TwoValuesError("this", "that")
+        return 0
+
+    with pytest.raises(EvaluationError, match="TwoValuesError: this and that"):
+        list(in_order(refuse_elsewhere, range(20), 2))
+
+
+def test_a_process_of_another_one_is_told_that_it_may_start_none():
+    def start_more(_: int) -> list[str]:
+        time.sleep(0.01)
+        return list(in_order(str, range(3), 2))
+
+    with pytest.raises(ConfigError, match="leave processes at 1"):
+        list(in_order(start_more, range(20), 2))
+
+
+def test_what_the_caller_has_frozen_stays_so():
+    gc.freeze()
+    try:
+        list(in_order(str, range(4), 2))
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+
+
+def test_torch_computes_in_forks_though_its_threads_stay_behind():
+    script = (
+        "import torch; from thingstuff.evaluation.processes import in_order\n"
+        "torch.set_num_threads(2); x = torch.ones(1000, 1000); x.sum()  # starts the threads\n"
+        "print(list(in_order(lambda item: int(x.sum()) + item, range(4), 2)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[1000000, 1000001, 1000002, 1000003]\n"
 
 
 def test_no_process_at_all_is_refused():

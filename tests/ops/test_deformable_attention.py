@@ -40,6 +40,18 @@ def example(dtype=torch.float64, batch=2, queries=5, heads=2, points=3, channels
     return [tensor.requires_grad_() for tensor in (values, places, weights)]
 
 
+def test_a_single_sample_leaves_its_place_as_it_was():
+    values, places, weights = (torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.5]), torch.tensor([1.0]))
+    values, places, weights = values.view(1, 2, 1, 1), places.view(1, 1, 1, 1, 1, 2), weights.view(1, 1, 1, 1, 1)
+    values.requires_grad_()
+    found = deformable_attention(values, [(1, 2)], places, weights)
+    found.sum().backward()
+    assert found.item() == 2  # halfway between 1 and 3
+    assert places.flatten().tolist() == [0.5, 0.5]
+    assert values.grad is not None
+    assert values.grad.flatten().tolist() == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("way", [deformable_attention, by_grid_sample])
 def test_it_equals_the_loop_forward_and_backward(way):
     values, places, weights = example()

@@ -7,7 +7,9 @@ kind and nothing is imported anew, and take the next item whenever they are done
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
@@ -28,7 +30,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], processe
     leave GPUs alone, which do not outlive a fork. Of more than one process the items are listed first, so let them be small.
 
     Raises:
-        ConfigError: less than one process, or more where the system can't fork (Windows).
+        ConfigError: less than one process, or more where none can be started: the system can't fork (Windows), or the caller is
+            itself such a process, or a worker of a DataLoader.
         EvaluationError: a process came to an end, which the system may bring about when memory is short.
     """
     if processes < 1:
@@ -38,19 +41,20 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], processe
         return
     if not hasattr(os, "fork"):
         raise ConfigError("several processes are forks of the first one, which this system has not; leave processes at 1")
+    if multiprocessing.current_process().daemon:
+        raise ConfigError("this is a process of another one's, which may start none of its own; leave processes at 1")
     listed = list(items)
     context = multiprocessing.get_context("fork")
     taken = context.Value("q", 0)
     helpers: list[Any] = []
     readers: list[Connection] = []
     ready: dict[int, tuple[Any, Exception | None]] = {}  # of each place the result, or what went wrong
-    gc.freeze()  # a collection writes to every object there is, and a fork has a copy made of what is written to
     try:
         for _ in range(min(processes, len(listed)) - 1):
             reader, writer = context.Pipe(duplex=False)
             helper = context.Process(target=_help, args=(function, listed, taken, reader, writer), daemon=True)
             with warnings.catch_warnings():
-                # of other threads: the fork runs none of Python's, and NumPy's and torch's have nothing to do in it
+                # of other threads: a fork has none of them; NumPy needs none there, and torch is told to do without
                 warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
                 helper.start()
             writer.close()  # so that the helper's end is the end of the pipe
@@ -69,7 +73,6 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], processe
                 raise error
             yield result
     finally:
-        gc.unfreeze()
         for helper in helpers:
             helper.kill()
             helper.join()
@@ -80,14 +83,21 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], processe
 def _help(function: Callable[[Any], Any], items: list[Any], taken: Any, reader: Connection, writer: Connection) -> None:
     """What a fork does: it takes places, and sends their results, until there are none left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller hears Ctrl-C, and ends its helpers
+    gc.freeze()  # a collection writes to every object there is, and a fork has a copy made of what is written to
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # those of the caller's are not there, and torch would wait for them without end
     reader.close()  # so that the caller's end is the end of the pipe
     while (place := _next(taken)) < len(items):
+        found = _tried(function, items[place])
         try:
-            writer.send((place, _tried(function, items[place])))
+            if found[1] is not None:
+                pickle.loads(pickle.dumps(found[1]))  # some errors come apart and don't go together again
+            writer.send((place, found))
         except BrokenPipeError:  # the caller has gone
             return
         except Exception as error:
-            writer.send((place, (None, EvaluationError(f"a result can't be sent from one process to another: {error}"))))
+            what = f"a result ({error})" if found[1] is None else f"an error ({type(found[1]).__name__}: {found[1]})"
+            writer.send((place, (None, EvaluationError(f"what a process found can't be sent to another: {what}"))))
 
 
 def _next(taken: Any) -> int:

@@ -129,7 +129,8 @@ def _terms(places: Float[Tensor, "queries heads levels points 2"], levels: _Leve
     cells = wide * high
     first = cells.cumsum(0) - cells + BORDER * wide + BORDER  # the one at 0 0
     down, first, side = (values.repeat_interleave(points, dim=-1) for values in (wide.int(), first.int(), side.to(places.dtype)))
-    position = places.flatten(2, 3).permute(3, 1, 0, 2).contiguous()  # x y, heads queries samples
+    # x y, heads queries samples; a copy of its own, as contiguous() makes none of a single sample, which is the caller's
+    position = places.flatten(2, 3).permute(3, 1, 0, 2).clone(memory_format=torch.contiguous_format)
     position = position.mul_(side[:, None, None]).sub_(0.5)
     position = torch.where(position > -BORDER, position, -BORDER).minimum(side[:, None, None])
     low = position.floor()
