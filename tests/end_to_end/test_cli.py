@@ -570,7 +570,7 @@ def test_the_help_of_train_shows_the_defaults_of_the_recipe():
     recipe = Recipe(data="", model="", out="")
     drawn = {"scale_low": recipe.augmentation.scale[0], "scale_high": recipe.augmentation.scale[1]}
     for option in OPTIONS:
-        assert option.default == (getattr(recipe, option.name) or option.default), option.name
+        assert option.default == (getattr(recipe, option.name) if option.name != "loss_weights" else None), option.name
     for option in AUGMENTATION:
         assert option.default == drawn.get(option.name, getattr(recipe.augmentation, option.name, None)), option.name
 

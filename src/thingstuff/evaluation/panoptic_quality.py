@@ -115,11 +115,11 @@ class PanopticQuality:
         """Add images given as (image id, function that loads the prediction, function that loads the truth), in their order.
 
         Memory does not grow with their number. With more `processes`, forks of this one, each core loads and compares maps; to
-        begin takes some hundredths of a second. The functions must then leave GPUs alone. Threads would not do: PNGs are decoded
-        holding the interpreter.
+        begin takes some hundredths of a second. The pairs are then listed first, so their functions should not hold maps; they
+        must leave GPUs alone. Threads would not do: PNGs are decoded holding the interpreter.
 
         Raises:
-            ConfigError: less than one process, or more where the system can't fork (Windows).
+            ConfigError: less than one process, or more where none can be started (Windows, or within another's process).
         """
 
         def one(

@@ -64,15 +64,15 @@ class PanopticMap:
             ids, times = np.unique(self.segment_ids, return_counts=True)
             raise AnnotationError(f"segment id {ids[times > 1][0]} is listed {times.max()} times; list each segment once")
 
-    @classmethod
-    def from_segments(cls, segments: Segments) -> "PanopticMap":
+    @staticmethod
+    def from_segments(segments: Segments) -> "PanopticMap":
         """Segment k of `segments` gets id k + 1; one that shows no pixel, because others cover it, is left out.
 
         Where masks overlap the higher score wins, as in `Segments.panoptic_map`.
         """
         ids = segments.panoptic_map()
         shown = np.flatnonzero(np.bincount(ids.ravel(), minlength=len(segments) + 1)[1:])
-        return cls(ids, shown + 1, segments.classes[shown], np.zeros(len(shown), np.bool_), segments.categories)
+        return PanopticMap(ids, shown + 1, segments.classes[shown], np.zeros(len(shown), np.bool_), segments.categories)
 
     def to_segments(self) -> Segments:
         """The segments in their order, with score 1; crowds are like the others, one without a pixel is an empty mask."""
@@ -146,6 +146,8 @@ class ColouredMap(PanopticMap):
         categories: Categories,
         areas: np.ndarray | None = None,
     ):
+        assert colours.dtype == np.uint8
+        assert colours.shape[2:] == (3,)
         # by the dictionary, as the others are frozen; ids, which theirs are, come later
         vars(self).update(
             colours=colours, segment_ids=segment_ids, classes=classes, crowd=crowd, categories=categories, areas=areas
