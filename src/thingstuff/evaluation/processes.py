@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from thingstuff.errors import ConfigError, EvaluationError
 
-AHEAD = 64  # results that the caller holds before it waits for the one that is next
+AHEAD = 64  # results that the caller holds before it leaves work to the others; more of theirs come while one takes long
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
