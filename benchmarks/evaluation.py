@@ -7,10 +7,10 @@ moved by a few pixels. panopticapi is not on the package index; what stands here
 written anew: np.unique over the predicted ids and over paired ids, and loops over segments and pairs in dicts. It is given what
 the tool has once colours are ids (unsigned 32 bits, areas in the truth's rows), and runs in one process, where the tool starts
 one for each core. Turns alternate between the contestants, so that a busy machine slows all alike; times are medians of them.
-Beside the time on the clock stands the time of the processor, over all threads and processes, which other programs disturb less.
-From files hotcoco works in a thread for each core; ours in one process, and in one for each core, whose start and end are counted
-in every turn. The larger set of files is the same ones, listed again and again under other image ids. torchmetrics gets
-the first 4 pairs (its PQ is theirs, and forgives what lies on void of the prediction), everything else all of them.
+Beside the time on the clock stands the time of the processor, over all threads, which other programs disturb less. From files
+hotcoco works in a thread for each core, ours in one. The larger set of files is the same ones, listed again and again under
+other image ids. torchmetrics gets the first 4 pairs (its PQ is theirs, and forgives what lies on void of the prediction),
+everything else all of them.
 
 np.unique sorts, and NumPy sorts with AVX-512 where there is AVX-512, which takes several times as long as without on some
 processors (AMD's Zen 4); panopticapi's best time is then that with NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL".
@@ -21,7 +21,6 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -209,10 +208,8 @@ def _as_classes(panoptic: PanopticMap) -> torch.Tensor:
 
 
 def from_files(truth: Path, found: Path, images: int) -> Contestants:
-    cores = os.cpu_count() or 1
-
-    def ours(processes: int) -> float:
-        return _measure(truth, found, processes=processes)["All"]["pq"]
+    def ours() -> float:
+        return _measure(truth, found)["All"]["pq"]
 
     def hotcoco_own() -> float:
         evaluation = PanopticEval(truth, found)
@@ -220,18 +217,17 @@ def from_files(truth: Path, found: Path, images: int) -> Contestants:
         return evaluation.results()["All"]["pq"]
 
     return {
-        f"thingstuff, {cores} processes": (lambda: ours(cores), images),
-        "thingstuff, 1 process": (lambda: ours(1), images),
+        "thingstuff": (ours, images),
         "hotcoco": (hotcoco_own, images),
         "panopticapi's algorithm": (lambda: panopticapi_files(truth, found), images),
     }
 
 
-def _measure(truth: Path, found: Path, images: int | None = None, processes: int = 1) -> dict[str, Any]:
+def _measure(truth: Path, found: Path, images: int | None = None) -> dict[str, Any]:
     data = read_panoptic(truth)
     quality = PanopticQuality(data.categories)
     predictions = read_panoptic_predictions(found, data.categories)
-    for place, _ in enumerate(quality.update_many(pairs(predictions, data), processes), start=1):
+    for place, _ in enumerate(quality.update_many(pairs(predictions, data)), start=1):
         if place == images:
             break
     return quality.compute()
@@ -250,12 +246,6 @@ def list_again(path: Path, times: int) -> Path:
     return longer
 
 
-def worked_so_far() -> float:
-    """Seconds of the processor, of this process and of those that it has started and seen end."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
 def contest(contestants: Contestants, turns: int) -> Iterator[tuple[str, float, float, float]]:
     """name, seconds an image on the clock and of the processor (medians), PQ."""
     clock: dict[str, list[float]] = {name: [] for name in contestants}
@@ -264,10 +254,10 @@ def contest(contestants: Contestants, turns: int) -> Iterator[tuple[str, float, 
     for _ in range(turns):
         for name, (run, images) in contestants.items():
             gc.collect()
-            began, worked = time.perf_counter(), worked_so_far()
+            began, worked = time.perf_counter(), time.process_time()
             quality[name] = run()
             clock[name].append((time.perf_counter() - began) / images)
-            processor[name].append((worked_so_far() - worked) / images)
+            processor[name].append((time.process_time() - worked) / images)
     for name in contestants:
         yield name, statistics.median(clock[name]), statistics.median(processor[name]), quality[name]
 

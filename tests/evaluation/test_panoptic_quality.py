@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from thingstuff.errors import ConfigError, EvaluationError
+from thingstuff.data.panoptic import pairs, read_panoptic, read_panoptic_predictions
+from thingstuff.errors import AnnotationError, ConfigError, EvaluationError
 from thingstuff.evaluation.panoptic_quality import PanopticQuality
+from thingstuff.formats.coco_panoptic import write_panoptic
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.panoptic import PanopticMap
 
@@ -316,23 +318,30 @@ def test_merging_other_categories_or_rules_is_refused():
             PanopticQuality(CATEGORIES).merge(other)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_images_compared_by_several_processes_give_the_same_in_the_same_order(processes):
+def test_many_images_give_the_same_as_one_after_the_other():
     random = np.random.default_rng(0)
     maps = [panoptic(random.integers(1, 4, (6, 7)), {1: CAT, 2: SKY, 3: DOG}) for _ in range(20)]
     one, many = PanopticQuality(CATEGORIES), PanopticQuality(CATEGORIES)
     expected = [one.update(a, b, place) for place, (a, b) in enumerate(itertools.pairwise(maps))]
     loads = ((place, lambda a=a: a, lambda b=b: b) for place, (a, b) in enumerate(itertools.pairwise(maps)))
-    assert list(many.update_many(loads, processes)) == expected
+    assert list(many.update_many(loads)) == expected
     assert many.compute() == one.compute()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_error_in_a_process_is_raised(processes):
-    quality = PanopticQuality(CATEGORIES)
-    good, bad = panoptic(row((1, 4)), {1: CAT}), panoptic(row((1, 5)), {1: CAT})
-    with pytest.raises(EvaluationError, match="image 7"):
-        list(quality.update_many([(6, lambda: good, lambda: good), (7, lambda: good, lambda: bad)], processes))
+def test_a_broken_png_is_named_and_those_before_it_count(tmp_path):
+    categories = Categories.numbered(2)
+    ids = np.array([[1, 1, 2], [1, 2, 2]])
+    segments = PanopticMap(ids, np.array([1, 2]), np.array([0, 1]), np.zeros(2, np.bool_), categories)
+    for name in ("truth", "found"):
+        write_panoptic(tmp_path / f"{name}.json", ((place, f"{place}.jpg", segments) for place in range(8)), categories)
+    broken = tmp_path / "found" / "5.png"
+    broken.write_bytes(broken.read_bytes()[:45])
+    truth = read_panoptic(tmp_path / "truth.json")
+    found = read_panoptic_predictions(tmp_path / "found.json", truth.categories)
+    images = PanopticQuality(truth.categories).update_many(pairs(found, truth))
+    assert [next(images).image_id for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(AnnotationError, match=r"5\.png"):
+        next(images)
 
 
 # Kinds of input --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from jaxtyping import Int64
 
 from thingstuff.errors import EvaluationError
 from thingstuff.evaluation.panoptic_matching import ImageQuality, Match, Rules, match_segments
-from thingstuff.evaluation.processes import in_order
 from thingstuff.structures.categories import Categories
 from thingstuff.structures.panoptic import PanopticMap
 from thingstuff.structures.segments import Segments
@@ -110,28 +109,14 @@ class PanopticQuality:
     def update_many(
         self,
         pairs: Iterable[tuple[int | str | None, Callable[[], PanopticMap | Segments], Callable[[], PanopticMap | Segments]]],
-        processes: int = 1,
     ) -> Iterator[ImageQuality]:
         """Add images given as (image id, function that loads the prediction, function that loads the truth), in their order.
 
-        Memory does not grow with their number. With more `processes`, forks of this one, each core loads and compares maps; to
-        begin takes some hundredths of a second. The pairs are then listed first, so their functions should not hold maps; they
-        must leave GPUs alone. Threads would not do: PNGs are decoded holding the interpreter.
-
-        Raises:
-            ConfigError: less than one process, or more where none can be started (Windows, or within another's process).
+        Memory does not grow with their number. Threads would not make it faster: PNGs are decoded holding the interpreter.
         """
-
-        def one(
-            pair: tuple[int | str | None, Callable[[], PanopticMap | Segments], Callable[[], PanopticMap | Segments]],
-        ) -> ImageQuality:
-            image_id, prediction, truth = pair
-            return self.compare(prediction(), truth(), image_id)
-
         self._refuse_when_total()
-        for quality in in_order(one, pairs, processes):
-            self.add(quality)
-            yield quality
+        for image_id, prediction, truth in pairs:
+            yield self.update(prediction(), truth(), image_id)
 
     def merge(self, other: "PanopticQuality") -> None:
         """Add what another accumulator gathered, of other images.
