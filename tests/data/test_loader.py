@@ -55,6 +55,16 @@ def test_a_batch_is_a_padded_image_batch_and_one_targets_for_each_image(dataset:
     assert targets[0].masks.dtype == torch.bool
 
 
+def test_the_order_of_an_epoch_is_made_once_and_steps_may_be_asked_for_in_any_order(dataset: InstanceDataset, monkeypatch):
+    loader = TrainingLoader(dataset, JITTER, PREPROCESSING, 2, seed=7)
+    made = []
+    monkeypatch.setattr(loader, "_order", lambda epoch: made.append(epoch) or TrainingLoader._order(loader, epoch))
+    forward = [loader.positions(step) for step in range(10)]  # four epochs of 5
+    assert made == [0, 1, 2, 3]
+    backward = [loader.positions(step) for step in reversed(range(10))]
+    assert backward[::-1] == forward
+
+
 def test_every_image_is_shown_once_in_an_epoch_and_epochs_are_shuffled_apart(dataset: InstanceDataset):
     loader = TrainingLoader(dataset, JITTER, PREPROCESSING, 2)
     shown = [position for step in range(5) for position in loader.positions(step)]  # 10 images: two epochs of 5

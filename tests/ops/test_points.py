@@ -59,6 +59,13 @@ def test_no_map_has_no_value(dtype):
     assert sample_points(torch.zeros(0, 4, 4, dtype=dtype), torch.rand(1, 9, 2)).shape == (0, 9)
 
 
+@pytest.mark.parametrize("size", [(2, 0, 5), (2, 4, 0), (0, 0, 0)])
+def test_a_map_without_cells_is_zero_everywhere(size):
+    values = sample_points(torch.zeros(size, dtype=torch.bool), torch.rand(1, 7, 2), (4, 4))
+    assert values.shape == (size[0], 7)
+    assert not values.any()
+
+
 def test_most_points_are_where_the_logits_are_near_zero_and_the_rest_anywhere():
     torch.manual_seed(0)
     edge = (torch.arange(100.0) - 49.5).expand(1, 100, 100)  # left of the middle surely out, right of it surely in

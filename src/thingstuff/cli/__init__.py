@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="thingstuff",
         description="Instance, panoptic and semantic segmentation: find objects, measure how well, train on your own data.",
-        epilog="`thingstuff COMMAND --help` explains a command. Exit codes: 0 done, 1 some inputs failed, 2 wrong use.",
+        epilog="`thingstuff COMMAND --help` explains a command. Exit codes: 0 done, 1 some inputs failed, 2 wrong use, "
+        "130 interrupted, 143 terminated.",
     )
     parser.add_argument("--version", action="version", version=f"thingstuff {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

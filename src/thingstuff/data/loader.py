@@ -95,13 +95,15 @@ class TrainingLoader:
         self._is_wide = np.array([record.size[1] > record.size[0] for record in dataset], np.bool_)
         if augmentation.crop is not None or augmentation.quarter_turn or preprocessing.square:
             self._is_wide[:] = False  # views are not shaped as their images are
+        self._orders: dict[int, np.ndarray] = {}  # by epoch, of the step asked for last: the next is mostly of the same
 
     def positions(self, step: int) -> list[tuple[int, int]]:
         """(epoch, index of the image) of each image of a step, this process's share alone."""
         first = (step * self.processes + self.rank) * self.batch_size
         epochs_and_places = [divmod(position, len(self.dataset)) for position in range(first, first + self.batch_size)]
-        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in epochs_and_places}}
-        return [(epoch, int(orders[epoch][place])) for epoch, place in epochs_and_places]
+        epochs = {epoch for epoch, _ in epochs_and_places}
+        self._orders = {epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch) for epoch in epochs}
+        return [(epoch, int(self._orders[epoch][place])) for epoch, place in epochs_and_places]
 
     def _order(self, epoch: int) -> np.ndarray:
         """The images of an epoch, shuffled so that most steps have upright or wide images alone.

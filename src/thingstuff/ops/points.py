@@ -23,6 +23,8 @@ def sample_points(
     """
     count, height, width = maps.shape
     high, wide = size or (height, width)
+    if height * width == 0:  # all is outside
+        return points.new_zeros((count, points.shape[1]))
     if maps.device.type != "cpu":
         return _gathered(maps, points * points.new_tensor([wide, high]) - 0.5)
     grid = points * points.new_tensor([2 * wide / width, 2 * high / height]) - 1
