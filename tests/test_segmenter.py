@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from thingstuff.errors import ConfigError, ImageError
+from thingstuff.errors import ConfigError, ImageError, SizeError
 from thingstuff.models.catalog import CATALOG
 from thingstuff.models.contract import Model, Task
 from thingstuff.segmenter import Segmenter
@@ -96,6 +96,16 @@ def test_a_model_of_instances_alone_may_be_asked_for_them_and_for_nothing_else()
     assert segmenter.thresholds(task="instance") == config.thresholds
     with pytest.raises(ConfigError, match="Yolact gives instance segments, not 'panoptic'"):
         segmenter.thresholds(task="panoptic")
+
+
+def test_categories_may_be_replaced_by_as_many_others_and_no_more_or_fewer(asked):
+    asked.categories = Categories.numbered(2)
+    assert asked.predict(IMAGE).categories == Categories.numbered(2)
+    with pytest.raises(SizeError, match="3 categories for the model's 2 classes"):
+        asked.categories = Categories.numbered(3)
+    assert asked.categories == Categories.numbered(2)
+    with pytest.raises(SizeError, match="1 categories"):
+        Segmenter(asked.model, Categories.numbered(1), asked.preprocessing)
 
 
 def test_a_config_for_a_data_sets_categories_has_as_many_classes():

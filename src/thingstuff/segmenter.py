@@ -31,9 +31,12 @@ class Segmenter:
 
     Args:
         model: answers ``model(images)`` and ``model.segments(predictions, sizes, categories, thresholds)``.
-        categories: what the model's classes mean.
+        categories: what the model's classes mean; may be replaced by as many others.
         preprocessing: how an image becomes the network's input.
         name: for people: the bundled name or the file it came from.
+
+    Raises:
+        SizeError: the model has more or fewer classes than there are categories.
     """
 
     def __init__(self, model: Model, categories: Categories, preprocessing: Preprocessing, name: str = ""):
@@ -42,6 +45,16 @@ class Segmenter:
         self.categories = categories
         self.preprocessing = preprocessing
         self.name = name
+
+    @property
+    def categories(self) -> Categories:
+        return self._categories
+
+    @categories.setter
+    def categories(self, categories: Categories) -> None:
+        if len(categories) != self.model.config.classes:
+            raise SizeError(f"{len(categories)} categories for the model's {self.model.config.classes} classes")
+        self._categories = categories
 
     @property
     def device(self) -> torch.device:

@@ -65,6 +65,15 @@ def test_the_order_of_an_epoch_is_made_once_and_steps_may_be_asked_for_in_any_or
     assert backward[::-1] == forward
 
 
+def test_the_orders_of_epochs_gone_by_are_not_kept(dataset: InstanceDataset):
+    loader = TrainingLoader(dataset, JITTER, PREPROCESSING, 2, seed=7)
+    orders = []
+    for step in range(25):  # ten epochs of 5
+        loader.positions(step)
+        orders.append(len(loader._orders))
+    assert set(orders) == {1, 2}, "a step may lie across two epochs, no more"
+
+
 def test_every_image_is_shown_once_in_an_epoch_and_epochs_are_shuffled_apart(dataset: InstanceDataset):
     loader = TrainingLoader(dataset, JITTER, PREPROCESSING, 2)
     shown = [position for step in range(5) for position in loader.positions(step)]  # 10 images: two epochs of 5

@@ -206,7 +206,10 @@ class ImageFolder:
                     f"{where}: file_name {file_name!r} is a link out of the image folder {self.folder}; copy the image there"
                 )
             if not exists:
-                raise Problem(f"{where}: {path} does not exist; put it there or remove the image from the file")
+                raise Problem(
+                    f"{where}: {path} does not exist; put it there, name the folder of the photos (--images, in training "
+                    "--image-dir), or remove the image from the file"
+                )
         return path
 
     def check_size(self, path: Path, size: tuple[int, int], where: str) -> None:

@@ -60,7 +60,9 @@ def open_dataset(
     if not file.is_file():
         raise _without_file(path, file.name, "instances", "put the COCO annotations there")
     if required_images and image_dir is None and not (path / "images").is_dir():
-        raise AnnotationError(f"{path}: has no folder images/; put the images there")
+        raise AnnotationError(
+            f"{path}: has no folder images/; put the images there, or name their folder (--images, in training --image-dir)"
+        )
     if image_dir is None and (path / "images").is_dir():
         image_dir = path / "images"
     return read_coco(file, image_dir, required_images=required_images, max_pixels=max_pixels)
