@@ -61,7 +61,8 @@ def open_dataset(
         raise _without_file(path, file.name, "instances", "put the COCO annotations there")
     if required_images and image_dir is None and not (path / "images").is_dir():
         raise AnnotationError(
-            f"{path}: has no folder images/; put the images there, or name their folder (--images, in training --image-dir)"
+            f"{path}: has no folder images/; put the images there, or name their folder to commands that take it "
+            "(--images, in training --image-dir)"
         )
     if image_dir is None and (path / "images").is_dir():
         image_dir = path / "images"
