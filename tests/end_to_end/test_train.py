@@ -114,6 +114,24 @@ def test_the_backbone_learns_at_its_share_of_the_rate(shapes: Path, tmp_path: Pa
         assert most == pytest.approx(factor * rate, rel=0.02)  # the rounding of weights of about 1 is 0.005 of the smaller
 
 
+def test_frozen_levels_of_a_checkpoint_stay_and_the_rest_learns(shapes: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start" / "last.safetensors"
+    train(_recipe(shapes, start.parent, steps=1, validate_every=100))
+    frozen = _recipe(shapes, tmp_path / "run", steps=1, validate_every=100, model=str(start), ema=0.0, freeze_levels=1)
+    train(frozen)
+    train(replace(frozen, steps=2), resume=True)
+    before, after = load_file(start), load_file(tmp_path / "run" / "last.safetensors")
+    same = {name for name, value in before.items() if torch.equal(value, after[name]) and value.is_floating_point()}
+    first = ("backbone.body.conv1", "backbone.body.bn1", "backbone.body.layer1")
+    assert same == {name for name, value in before.items() if name.startswith(first) and value.is_floating_point()}
+
+
+def test_levels_of_random_weights_are_not_frozen(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="starts from random weights, which would never learn; give --backbone-weights"):
+        train(_recipe(shapes, tmp_path / "run", freeze_levels=1))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_from_before_the_backbone_had_a_rate_goes_on_at_the_common_one(shapes: Path, tmp_path: Path) -> None:
     older, whole = tmp_path / "older", tmp_path / "whole"
     train(_recipe(shapes, older, steps=2, validate_every=100))

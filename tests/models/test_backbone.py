@@ -1,5 +1,7 @@
 """timm networks cut into C2..C5."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -163,3 +165,62 @@ def test_level_norms_leave_each_cell_with_mean_0_and_variance_1(name: str) -> No
     for level in levels:
         torch.testing.assert_close(level.mean(dim=1), torch.zeros_like(level[:, 0]), atol=1e-5, rtol=0)
         torch.testing.assert_close(level.var(dim=1, correction=0), torch.ones_like(level[:, 0]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "swin_tiny_patch4_window7_224"])
+def test_frozen_levels_and_no_others_stay_as_they_are(name: str) -> None:
+    backbone = Backbone(BackboneConfig(name)).train()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.freeze(2)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())  # looking changes nothing
+    assert backbone.training
+    optimizer = torch.optim.SGD([weight for weight in backbone.parameters() if weight.requires_grad], lr=1.0)
+    levels = backbone(torch.rand(2, 3, 64, 64))
+    assert [level.requires_grad for level in levels] == [False, False, True, True]
+    sum(level.square().mean() for level in levels[2:]).backward()
+    optimizer.step()
+
+    after = backbone.eval().state_dict()
+    moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert moved
+    with torch.no_grad():
+        for key in moved:
+            after[key].zero_()
+        image = torch.rand(1, 3, 64, 64)
+        now = backbone(image)
+        backbone.load_state_dict(before)
+        then = backbone(image)
+    assert all(torch.equal(old, new) for old, new in zip(then[:2], now[:2], strict=True))
+
+
+def test_frozen_levels_keep_frozen_norms_frozen() -> None:
+    backbone = Backbone(BackboneConfig("resnet18", SMALL, frozen_norms=True))
+    backbone.freeze(1)
+    assert not any(norm.training for norm in backbone.train().modules() if isinstance(norm, torch.nn.BatchNorm2d))
+    copy = deepcopy(Backbone(BackboneConfig("resnet18", SMALL)))
+    copy.freeze(1)
+    modes = {name: norm.training for name, norm in deepcopy(copy).train().named_modules() if isinstance(norm, torch.nn.BatchNorm2d)}
+    parts = ("bn1", "layer1.0.bn1", "layer1.0.bn2", "layer1.0.downsample.1")
+    assert {name for name, mode in modes.items() if not mode} == {f"body.{part}" for part in parts}
+
+
+@pytest.mark.parametrize("levels", [-1, 5])
+def test_levels_that_are_not_there_can_not_be_frozen(levels: int) -> None:
+    with pytest.raises(ConfigError, match=f"from 0 to 4, got {levels}"):
+        Backbone(BackboneConfig("resnet18", SMALL)).freeze(levels)
+
+
+def test_depthwise_convolutions_trained_in_16_bits_work_in_32() -> None:
+    """Their gradients are then as exact as in float32; what is not trained keeps 16 bits."""
+    backbone = Backbone(BackboneConfig("tf_efficientnet_lite0")).train()
+    depthwise = [conv for conv in backbone.modules() if isinstance(conv, torch.nn.Conv2d) and conv.groups > 1]
+    assert len(depthwise) == 16
+    for conv in depthwise:
+        x = torch.randn(2, conv.in_channels, 12, 12)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = conv(x)
+        assert made.dtype == torch.bfloat16
+        grad = torch.randn(made.shape).bfloat16()
+        [found] = torch.autograd.grad(made, conv.weight, grad)
+        [exact] = torch.autograd.grad(conv(x), conv.weight, grad.float())
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-4)

@@ -40,6 +40,7 @@ def test_the_learning_rate_goes_with_the_square_root_of_the_images_an_update_see
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": math.inf}, "learning_rate"),
         ({"backbone_rate": 0.0}, "backbone_rate"),
+        ({"freeze_levels": 5}, "freeze_levels"),
         ({"ema": 1.0}, "ema"),
         ({"precision": "fp8"}, "precision"),
         ({"warmup": -1}, "warmup"),

@@ -108,6 +108,13 @@ OPTIONS = (
         "factor on the learning rate for the backbone; 0.1 where it is pretrained is usual",
         1.0,
     ),
+    _Option(
+        "freeze_levels",
+        natural,
+        "N",
+        "first levels of a pretrained backbone that stay as they are, at most 4; 1 (C2) is usual, and faster",
+        0,
+    ),
     _Option("final_learning_rate", fraction, "SHARE", "share of it that the cosine ends at", 0.01),
     _Option("warmup", natural, "N", "steps in which the learning rate rises", 300),
     _Option("weight_decay", _at_least_0, "DECAY", "weight decay of AdamW", 0.05),

@@ -80,6 +80,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     depth = common_bit_depth([each for each in (training_data, data.validation) if each is not None], depth)
     segmenter = _build(recipe, start, training_data, task)
     segmenter.preprocessing = replace(segmenter.preprocessing, bit_depth=depth)
+    segmenter.model.backbone.freeze(recipe.freeze_levels)
     weights = _loss_weights(recipe, segmenter.model)
     loader = TrainingLoader(
         training_data,
@@ -292,6 +293,11 @@ def _build(recipe: Recipe, start: _Start, data: InstanceDataset, task: Task) -> 
     if start.is_begun:
         return Segmenter(start.model_class(config), data.categories, start.preprocessing, name=recipe.model)
     if segmenter is None:
+        if recipe.freeze_levels and not recipe.backbone_weights:
+            raise ConfigError(
+                f"freeze_levels is {recipe.freeze_levels}, but {recipe.model} starts from random weights, which would never learn; "
+                'give --backbone-weights, a file or "imagenet", or a checkpoint for --model'
+            )
         if config.backbone.frozen_norms and not recipe.backbone_weights:
             # timm starts the last norm of each block at zero; frozen there, the block would never learn
             config = replace(config, backbone=replace(config.backbone, frozen_norms=False))

@@ -47,6 +47,7 @@ class Recipe:
     backbone_rate: float = (
         1.0  # factor on it for the backbone; where that is trained already, Mask2Former and MaskFormer take 0.1
     )
+    freeze_levels: int = 0  # of the backbone, from its first, which stay as they are: 1 is C2, as detectron2 and MMDetection have it
     final_learning_rate: float = 0.01  # share of it that the cosine ends at
     warmup: int = 300  # steps
     weight_decay: float = 0.05  # of weights with two axes or more
@@ -71,6 +72,8 @@ class Recipe:
         for name in ("warmup", "weight_decay", "pictures", "workers", "cache_megabytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.freeze_levels <= 4:
+            raise ConfigError(f"freeze_levels must be from 0 to 4, the levels C2 to C5, got {self.freeze_levels}")
         check_bit_depth(self.bit_depth)
         check_batch_size(self.batch_size)
         for name in ("short_side", "long_side"):
