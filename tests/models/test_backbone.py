@@ -199,7 +199,9 @@ def test_frozen_levels_keep_frozen_norms_frozen() -> None:
     assert not any(norm.training for norm in backbone.train().modules() if isinstance(norm, torch.nn.BatchNorm2d))
     copy = deepcopy(Backbone(BackboneConfig("resnet18", SMALL)))
     copy.freeze(1)
-    modes = {name: norm.training for name, norm in deepcopy(copy).train().named_modules() if isinstance(norm, torch.nn.BatchNorm2d)}
+    modes = {
+        name: norm.training for name, norm in deepcopy(copy).train().named_modules() if isinstance(norm, torch.nn.BatchNorm2d)
+    }
     parts = ("bn1", "layer1.0.bn1", "layer1.0.bn2", "layer1.0.downsample.1")
     assert {name for name, mode in modes.items() if not mode} == {f"body.{part}" for part in parts}
 

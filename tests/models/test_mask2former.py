@@ -398,9 +398,9 @@ def test_dice_decides_where_masks_are_wrong_in_as_many_pixels() -> None:
 def test_the_cost_of_a_match_is_its_losses_with_their_weights() -> None:
     """Even odds everywhere and a target that fills the image, so that it does not matter where the points are."""
     model = _answers(Predictions(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.zeros(1, 4, 16, 24)))
-    costs = model._costs(model(torch.zeros(1)), 0, 0, rectangles([[0, 0, 96, 64]], [1]), (64, 96))
+    costs = model._costs(model(torch.zeros(1)), 0, rectangles([[0, 0, 96, 64]], [1]), (64, 96))
     # minus 2 x 1/4 for the class, 5 log 2 for the mask, 5 x (1 - 2/3) for dice: half of all points against all
-    torch.testing.assert_close(costs, torch.full((2, 1), -2 / 4 + 5 * math.log(2) + 5 / 3), atol=0.05, rtol=0)
+    torch.testing.assert_close(costs, torch.full((1, 2, 1), -2 / 4 + 5 * math.log(2) + 5 / 3), atol=0.05, rtol=0)
 
 
 def test_the_mask_decides_where_dice_would_have_the_other() -> None:

@@ -86,10 +86,10 @@ def test_losses_of_a_batch_are_means_over_its_masks() -> None:
 def test_the_cost_of_a_match_is_its_losses_with_their_weights() -> None:
     model = _model()
     predictions = Predictions(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.zeros(1, 4, 16, 24))
-    costs = model._costs(predictions, 0, 0, rectangles([[0, 0, 48, 64]], [1]), (64, 96))
+    costs = model._costs(predictions, 0, rectangles([[0, 0, 48, 64]], [1]), (64, 96))
     # minus 1/4 for the class, 20 times the focal loss, the dice loss: as in the losses by hand
     expected = -1 / 4 + 20 * 0.5 * 0.25 * math.log(2) + (1 - (2 * 96 + 1) / (192 + 192 + 1))
-    torch.testing.assert_close(costs, torch.full((2, 1), expected))
+    torch.testing.assert_close(costs, torch.full((1, 2, 1), expected))
 
 
 def test_a_target_smaller_than_a_cell_has_a_share_of_it() -> None:

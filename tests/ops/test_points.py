@@ -54,6 +54,20 @@ def test_booleans_are_read_in_pieces_alike(shared, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_of_points_may_share_a_map(shared, dtype, monkeypatch):
+    torch.manual_seed(0)
+    maps = (torch.rand(3, 4, 6) > 0.5).to(dtype)
+    which = torch.tensor([2, 0, 0, 2, 2])
+    points = torch.rand(1 if shared else 5, 20, 2)
+    monkeypatch.setattr(module, "CELLS", 50)  # two rows at a time
+    expected = sample_points(maps[which], points, (5, 8))
+    torch.testing.assert_close(sample_points(maps, points, (5, 8), which), expected)
+    torch.testing.assert_close(_gathered(maps, points * torch.tensor([8.0, 5.0]) - 0.5, which), expected)
+    assert sample_points(maps, points[:0], (5, 8), which[:0]).shape == (0, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_no_map_has_no_value(dtype):
     assert sample_points(torch.zeros(0, 4, 4, dtype=dtype), torch.rand(0, 9, 2)).shape == (0, 9)
     assert sample_points(torch.zeros(0, 4, 4, dtype=dtype), torch.rand(1, 9, 2)).shape == (0, 9)

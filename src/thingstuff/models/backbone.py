@@ -231,8 +231,11 @@ def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
 
 
 class _Depthwise(nn.Conv2d):
-    """A convolution of each channel by itself. Where it is trained in 16 bits on a processor it works in 32: its gradient in bfloat16
-    takes oneDNN (3.12, with AVX-512) three to five times as long as that in float32."""
+    """A convolution of each channel by itself.
+
+    Where it is trained in 16 bits on a processor it works in 32: its gradient in bfloat16 takes oneDNN (3.12, with AVX-512) three
+    to five times as long as that in float32.
+    """
 
     def forward(self, x: Float[Tensor, "batch channels _ _"]) -> Float[Tensor, "batch channels _ _"]:
         if not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and self.weight.requires_grad):
@@ -339,7 +342,7 @@ def folded(network: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if child in replaced:
                 setattr(module, name, replaced[child])
-            elif isinstance(child, Conv2dSame) and type(child) in _CONVS and _halves(child):
+            elif isinstance(child, nn.Conv2d) and type(child) in (Conv2dSame, _DepthwiseSame) and _halves(child):
                 setattr(module, name, _SameConv(child))
 
     # a network that uses a convolution's output elsewhere, too, would show here

@@ -59,9 +59,7 @@ MASK_RCNN_TINY = MaskRCNNConfig(**_MASK_RCNN_TINY_SIZES, thresholds=Thresholds(*
 
 PANOPTIC_FPN_R50 = PanopticFPNConfig(_R50)
 PANOPTIC_FPN_LITE0 = PanopticFPNConfig(
-    **_LITE0_SIZES | {"sampling": replace(_LITE0_SIZES["sampling"], rois=128)},  # a photograph has few things
-    semantic_channels=64,
-    thresholds=PanopticThresholds(**_LITE0_LIMITS, stuff_area=1024),
+    **_LITE0_SIZES, semantic_channels=64, thresholds=PanopticThresholds(**_LITE0_LIMITS, stuff_area=1024)
 )
 PANOPTIC_FPN_TINY = PanopticFPNConfig(
     **_MASK_RCNN_TINY_SIZES,

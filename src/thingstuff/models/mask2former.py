@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -301,17 +301,23 @@ class Mask2Former(MaskClassifier):
     # Losses, on points (section 3.3): the same for all masks of an image in matching, where masks are uncertain in training
 
     def mask_costs(
-        self, predictions: Predictions, layer: int, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
-    ) -> tuple[Float[Tensor, "queries targets"], Float[Tensor, "queries targets"]]:
+        self, predictions: Predictions, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
+    ) -> tuple[Float[Tensor, "layers queries targets"], Float[Tensor, "layers queries targets"]]:
         pixels = predictions.pixel_embeddings[image].float()
         points = torch.rand(1, self.config.sampling.points, 2, device=pixels.device)
-        logits = predictions.mask_embeddings[layer, image].float() @ sample_points(pixels, points)
+        embeddings = predictions.mask_embeddings[:, image].float()  # layers queries channels
+        logits = embeddings.flatten(0, 1) @ sample_points(pixels, points)  # (layers queries) points
         truth = sample_points(masks, points, padded)
-        return pairwise_cross_entropy(logits, truth), pairwise_plain_dice(logits.sigmoid(), truth)
+        mask, dice = pairwise_cross_entropy(logits, truth), pairwise_plain_dice(logits.sigmoid(), truth)
+        return mask.unflatten(0, embeddings.shape[:2]), dice.unflatten(0, embeddings.shape[:2])
 
     def mask_losses(
-        self, logits: Float[Tensor, "masks height width"], masks: Bool[Tensor, "masks _ _"], padded: tuple[int, int]
-    ) -> tuple[Float[Tensor, " masks"], Float[Tensor, " masks"]]:
+        self,
+        logits: Float[Tensor, "matched height width"],
+        masks: Bool[Tensor, "targets _ _"],
+        which: Int[Tensor, " matched"],
+        padded: tuple[int, int],
+    ) -> tuple[Float[Tensor, " matched"], Float[Tensor, " matched"]]:
         sampling = self.config.sampling
         points = uncertain_points(
             lambda points: sample_points(logits, points),
@@ -321,6 +327,6 @@ class Mask2Former(MaskClassifier):
             sampling.importance,
             like=logits,
         )
-        at_points, truth = sample_points(logits, points), sample_points(masks, points, padded)
+        at_points, truth = sample_points(logits, points), sample_points(masks, points, padded, which)
         mask = functional.binary_cross_entropy_with_logits(at_points, truth, reduction="none").mean(dim=1)
         return mask, plain_dice_loss(at_points.sigmoid(), truth)

@@ -142,12 +142,14 @@ class MaskClassifier(Model):
         return replace(config, classes=len(categories), thresholds=replace(config.thresholds, task=task))
 
     def mask_logits(
-        self, predictions: Predictions, image: int, queries: Int[Tensor, " masks"] | None = None, layer: int = -1
+        self,
+        predictions: Predictions,
+        image: int,
+        queries: Int[Tensor, " masks"] | None = None,
+        layer: Int[Tensor, " masks"] | int = -1,
     ) -> Float[Tensor, "masks height width"]:
-        """At the stride of the pixel embeddings; of all queries, or of those given."""
-        embeddings = predictions.mask_embeddings[layer, image].float()
-        if queries is not None:
-            embeddings = embeddings[queries]
+        """At the stride of the pixel embeddings; of all queries of a layer, or of those given, each of its own layer."""
+        embeddings = predictions.mask_embeddings[layer, image, slice(None) if queries is None else queries].float()
         pixels = predictions.pixel_embeddings[image].float()
         return (embeddings @ pixels.flatten(1)).unflatten(1, pixels.shape[1:])
 
@@ -312,58 +314,61 @@ class MaskClassifier(Model):
         self, predictions: Predictions, present: Sequence[Targets], padded: tuple[int, int]
     ) -> dict[str, Float[Tensor, ""]]:
         count = _mean_over_processes(sum(len(target) for target in present), predictions.class_logits.device).clamp(min=1)
-        layers = range(len(predictions.class_logits))
-        places = [(layer, image) for layer in layers for image in range(len(present))]
-        costs = [self._costs(predictions, layer, image, present[image], padded) for layer, image in places]
-        pairs = match_hungarian(costs)
-        # each layer's mean over queries by weight; what no query is matched with has a gradient of zero
+        layers = len(predictions.class_logits)
+        costs = [self._costs(predictions, image, target, padded) for image, target in enumerate(present)]
+        pairs = match_hungarian([table for of_image in costs for table in of_image])
+        # what no query is matched with has a gradient of zero
         nothing = (predictions.mask_embeddings.float().sum() + predictions.pixel_embeddings.float().sum()) * 0
+        classes = torch.full(predictions.class_logits.shape[:3], self.config.classes, device=count.device)
         total = {"class": nothing, "mask": nothing, "dice": nothing}
-        for layer in layers:
-            of_layer = pairs[layer * len(present) : (layer + 1) * len(present)]
-            total["class"] = total["class"] + self._class_loss(predictions.class_logits[layer], of_layer, present)
-            for image, (queries, matched) in enumerate(of_layer):
-                if len(queries):
-                    logits = self.mask_logits(predictions, image, queries, layer)
-                    mask, dice = self.mask_losses(logits, present[image].masks[matched], padded)
-                    total["mask"] = total["mask"] + mask.sum() / count
-                    total["dice"] = total["dice"] + dice.sum() / count
+        for image, target in enumerate(present):
+            of_image = pairs[image * layers : (image + 1) * layers]
+            queries, matched = (torch.cat(side) for side in zip(*of_image, strict=True))
+            layer = torch.arange(layers, device=count.device).repeat_interleave(len(queries) // layers)  # all have as many
+            classes[layer, image, queries] = target.classes[matched]
+            if len(queries):
+                logits = self.mask_logits(predictions, image, queries, layer)
+                mask, dice = self.mask_losses(logits, target.masks, matched, padded)
+                total["mask"] = total["mask"] + mask.sum() / count
+                total["dice"] = total["dice"] + dice.sum() / count
+        total["class"] = total["class"] + self._class_loss(predictions.class_logits, classes)
         return total
 
     @abstractmethod
     def mask_costs(
-        self, predictions: Predictions, layer: int, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
-    ) -> tuple[Float[Tensor, "queries targets"], Float[Tensor, "queries targets"]]:
-        """What "mask" and "dice" would be of each query with each target's mask; `padded` is the size of the batch's images."""
+        self, predictions: Predictions, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
+    ) -> tuple[Float[Tensor, "layers queries targets"], Float[Tensor, "layers queries targets"]]:
+        """What "mask" and "dice" would be of each layer's query with each target's mask; `padded` is the size of the batch's
+        images."""
 
     @abstractmethod
     def mask_losses(
-        self, logits: Float[Tensor, "masks height width"], masks: Bool[Tensor, "masks _ _"], padded: tuple[int, int]
-    ) -> tuple[Float[Tensor, " masks"], Float[Tensor, " masks"]]:
-        """The terms "mask" and "dice" of each matched query."""
+        self,
+        logits: Float[Tensor, "matched height width"],
+        masks: Bool[Tensor, "targets _ _"],
+        which: Int[Tensor, " matched"],
+        padded: tuple[int, int],
+    ) -> tuple[Float[Tensor, " matched"], Float[Tensor, " matched"]]:
+        """The terms "mask" and "dice" of each matched query; `which` is its target."""
 
     @torch.no_grad()
     def _costs(
-        self, predictions: Predictions, layer: int, image: int, target: Targets, padded: tuple[int, int]
-    ) -> Float[Tensor, "queries targets"]:
+        self, predictions: Predictions, image: int, target: Targets, padded: tuple[int, int]
+    ) -> Float[Tensor, "layers queries targets"]:
         """Section 3.2, the assignment: minus the probability of the target's class, and the two losses of its mask."""
-        mask, dice = self.mask_costs(predictions, layer, image, target.masks, padded)
-        probabilities = predictions.class_logits[layer, image].float().softmax(dim=1)
+        mask, dice = self.mask_costs(predictions, image, target.masks, padded)
+        probabilities = predictions.class_logits[:, image].float().softmax(dim=2)
         weights = self.loss_weights
-        return -weights["class"] * probabilities[:, target.classes] + weights["mask"] * mask + weights["dice"] * dice
+        return -weights["class"] * probabilities[:, :, target.classes] + weights["mask"] * mask + weights["dice"] * dice
 
     def _class_loss(
-        self,
-        logits: Float[Tensor, "batch queries classes_and_none"],
-        pairs: Sequence[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]],
-        targets: Sequence[Targets],
+        self, logits: Float[Tensor, "layers batch queries classes_and_none"], truth: Int[Tensor, "layers batch queries"]
     ) -> Float[Tensor, ""]:
-        truth = torch.full(logits.shape[:2], self.config.classes, dtype=torch.int64, device=logits.device)
-        for image, ((queries, matched), target) in enumerate(zip(pairs, targets, strict=True)):
-            truth[image, queries] = target.classes[matched]
+        """Each layer's mean over queries by weight, summed."""
         weights = torch.ones(self.config.classes + 1, device=logits.device)
         weights[-1] = self.config.no_object
-        return functional.cross_entropy(logits.float().flatten(0, 1), truth.flatten(), weights)
+        of_query = functional.cross_entropy(logits.float().flatten(0, 2), truth.flatten(), weights, reduction="none")
+        return (of_query.view(len(logits), -1).sum(dim=1) / weights[truth].flatten(1).sum(dim=1)).sum()
 
 
 def _present(target: Targets) -> Targets:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -169,17 +169,24 @@ class MaskFormer(MaskClassifier):
     # takes 16 times the memory, and sample targets in matching, which loses those smaller than a cell.
 
     def mask_costs(
-        self, predictions: Predictions, layer: int, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
-    ) -> tuple[Float[Tensor, "queries targets"], Float[Tensor, "queries targets"]]:
-        logits = self.mask_logits(predictions, image, layer=layer)
-        truth = shrink_masks(masks, logits.shape[1:], STRIDE).flatten(1)
-        logits = logits.flatten(1)
-        return pairwise_focal(logits, truth), pairwise_plain_dice(logits.sigmoid(), truth)
+        self, predictions: Predictions, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
+    ) -> tuple[Float[Tensor, "layers queries targets"], Float[Tensor, "layers queries targets"]]:
+        truth = shrink_masks(masks, predictions.pixel_embeddings.shape[2:], STRIDE).flatten(1)
+        focal, dice = [], []
+        for layer in range(len(predictions.mask_embeddings)):  # one by one: every pixel of every query
+            logits = self.mask_logits(predictions, image, layer=layer).flatten(1)
+            focal.append(pairwise_focal(logits, truth))
+            dice.append(pairwise_plain_dice(logits.sigmoid(), truth))
+        return torch.stack(focal), torch.stack(dice)
 
     def mask_losses(
-        self, logits: Float[Tensor, "masks height width"], masks: Bool[Tensor, "masks _ _"], padded: tuple[int, int]
-    ) -> tuple[Float[Tensor, " masks"], Float[Tensor, " masks"]]:
-        truth = shrink_masks(masks, logits.shape[1:], STRIDE)
+        self,
+        logits: Float[Tensor, "matched height width"],
+        masks: Bool[Tensor, "targets _ _"],
+        which: Int[Tensor, " matched"],
+        padded: tuple[int, int],
+    ) -> tuple[Float[Tensor, " matched"], Float[Tensor, " matched"]]:
+        truth = shrink_masks(masks, logits.shape[1:], STRIDE)[which]
         as_positive, as_negative = focal_loss(logits, torch.ones_like(truth)), focal_loss(logits, torch.zeros_like(truth))
         focal = truth * as_positive + (1 - truth) * as_negative  # of a cell covered in part, so much of each
         return focal.flatten(1).mean(dim=1), plain_dice_loss(logits.sigmoid(), truth)

@@ -21,13 +21,14 @@ def match_hungarian(
     """
     if not costs:
         return []
-    # one way to the processor for all tables: each by itself would wait for the GPU
+    # one way to the processor for all tables, and one back: each by itself would wait for the GPU
     together = torch.cat([cost.detach().float().flatten() for cost in costs]).cpu().numpy()
     parts = np.split(together, np.cumsum([cost.numel() for cost in costs])[:-1])
     tables = (part.reshape(tuple(cost.shape)) for part, cost in zip(parts, costs, strict=True))
     pairs = [_least_cost(table) for table in tables]
-    device = costs[0].device
-    return [(torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)) for rows, columns in pairs]
+    found = torch.from_numpy(np.concatenate(pairs, axis=1)).to(costs[0].device)
+    predictions, targets = (side.split([len(rows) for rows, _ in pairs]) for side in found)
+    return list(zip(predictions, targets, strict=True))
 
 
 def _least_cost(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,25 +14,28 @@ def sample_points(
     maps: Float[Tensor, "maps height width"] | Bool[Tensor, "maps height width"],
     points: Float[Tensor, "some points 2"],
     size: tuple[int, int] | None = None,
-) -> Float[Tensor, "maps points"]:
+    which: Int[Tensor, " rows"] | None = None,
+) -> Float[Tensor, "rows points"]:
     """Each map at its own points, or at those all maps share, bilinearly; outside a map is zero.
 
     Points are x y as shares of an area that begins where the maps do: of the maps themselves, or of `size` (height, width) in
-    cells, which may be larger. 0 0 is the corner of the first cell, whose centre lies half a cell further in. Booleans are never
-    turned into numbers all at once: a CPU reads some maps at a time, a GPU where the points are.
+    cells, which may be larger. 0 0 is the corner of the first cell, whose centre lies half a cell further in. `which` says the
+    map of each row of points; without it there is a row for each map. Booleans are never turned into numbers all at once: a CPU
+    reads some maps at a time, a GPU where the points are.
     """
-    count, height, width = maps.shape
+    height, width = maps.shape[1:]
+    count = len(maps) if which is None else len(which)
     high, wide = size or (height, width)
     if height * width == 0:  # all is outside
         return points.new_zeros((count, points.shape[1]))
     if maps.device.type != "cpu":
-        return _gathered(maps, points * points.new_tensor([wide, high]) - 0.5)
+        return _gathered(maps, points * points.new_tensor([wide, high]) - 0.5, which)
     grid = points * points.new_tensor([2 * wide / width, 2 * high / height]) - 1
-    if maps.dtype != torch.bool:
+    if maps.dtype != torch.bool and which is None:
         return _by_grid_sample(maps.to(points.dtype), grid)
-    pieces = maps.split(max(1, CELLS // (height * width)))
+    pieces = (torch.arange(count) if which is None else which).split(max(1, CELLS // (height * width)))
     grids = grid.split(len(pieces[0])) if len(grid) == count else [grid] * len(pieces)
-    parts = [_by_grid_sample(part.to(grid.dtype), own) for part, own in zip(pieces, grids, strict=True)]
+    parts = [_by_grid_sample(maps[piece].to(grid.dtype), own) for piece, own in zip(pieces, grids, strict=True)]
     return torch.cat(parts)
 
 
@@ -45,17 +48,21 @@ def _by_grid_sample(
     return functional.grid_sample(maps[:, None], grid[:, None], align_corners=False)[:, 0, 0]
 
 
-def _gathered(maps: Tensor, position: Float[Tensor, "some points 2"]) -> Float[Tensor, "maps points"]:
+def _gathered(
+    maps: Tensor, position: Float[Tensor, "some points 2"], which: Int[Tensor, " rows"] | None = None
+) -> Float[Tensor, "rows points"]:
     """The way of a GPU, where torch's deterministic mode has no gradient of grid_sample; positions are x y in cells."""
-    count, height, width = maps.shape
+    height, width = maps.shape[1:]
     flat = maps.flatten(1)
+    count = len(maps) if which is None else len(which)
     x, y = position.unbind(-1)  # some points
     total = torch.zeros((count, position.shape[1]), device=maps.device, dtype=position.dtype)
     for row, share_down in _taps(y):
         for column, share_across in _taps(x):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             cell = torch.where(inside, row * width + column, 0).long().expand(count, -1)
-            total = total + flat.gather(1, cell).to(position.dtype) * (share_down * share_across * inside)
+            values = flat.gather(1, cell) if which is None else flat[which[:, None], cell]
+            total = total + values.to(position.dtype) * (share_down * share_across * inside)
     return total
 
 

@@ -295,8 +295,8 @@ def _build(recipe: Recipe, start: _Start, data: InstanceDataset, task: Task) -> 
     if segmenter is None:
         if recipe.freeze_levels and not recipe.backbone_weights:
             raise ConfigError(
-                f"freeze_levels is {recipe.freeze_levels}, but {recipe.model} starts from random weights, which would never learn; "
-                'give --backbone-weights, a file or "imagenet", or a checkpoint for --model'
+                f"freeze_levels is {recipe.freeze_levels}, but {recipe.model} starts from random weights, which would never "
+                'learn; give --backbone-weights, a file or "imagenet", or a checkpoint for --model'
             )
         if config.backbone.frozen_norms and not recipe.backbone_weights:
             # timm starts the last norm of each block at zero; frozen there, the block would never learn

@@ -47,7 +47,7 @@ class Recipe:
     backbone_rate: float = (
         1.0  # factor on it for the backbone; where that is trained already, Mask2Former and MaskFormer take 0.1
     )
-    freeze_levels: int = 0  # of the backbone, from its first, which stay as they are: 1 is C2, as detectron2 and MMDetection have it
+    freeze_levels: int = 0  # first levels of the backbone that stay as they are; 1 (C2) as detectron2 and MMDetection have it
     final_learning_rate: float = 0.01  # share of it that the cosine ends at
     warmup: int = 300  # steps
     weight_decay: float = 0.05  # of weights with two axes or more
