@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from thingstuff.errors import ConfigError
+from thingstuff.models import mask2former
 from thingstuff.models.catalog import CATALOG, MASK2FORMER_TINY
 from thingstuff.models.contract import Task
 from thingstuff.models.mask2former import Mask2Former, Mask2FormerConfig, Sampling, _inside
@@ -393,6 +394,17 @@ def test_dice_decides_where_masks_are_wrong_in_as_many_pixels() -> None:
     torch.manual_seed(0)
     losses = _answers(said, sampling=EVENLY).losses(torch.zeros(1, 3, 64, 96), [rectangles([[32, 16, 56, 48]], [0])])
     assert losses["dice"].item() == pytest.approx(1 - 2 * 48 / (48 + 88), abs=0.06)
+
+
+def test_uncertain_points_are_searched_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _says([_area(0, 0, 12, 16), _area(12, 0, 24, 16)], [[0.3, 0.3, 0.3, 0.1]] * 2)
+    target = rectangles([[0, 0, 48, 64], [48, 0, 96, 64]], [0, 1])
+    whole = _answers(said).losses(torch.zeros(1, 3, 64, 96), [target])
+    monkeypatch.setattr(mask2former, "SEARCHED", 1)
+    pieces = _answers(said).losses(torch.zeros(1, 3, 64, 96), [target])
+    assert {name: loss.item() for name, loss in pieces.items()} == pytest.approx(
+        {name: loss.item() for name, loss in whole.items()}, abs=0.05
+    )
 
 
 def test_the_cost_of_a_match_is_its_losses_with_their_weights() -> None:

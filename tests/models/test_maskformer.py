@@ -68,6 +68,31 @@ def test_losses_by_hand() -> None:
     assert losses["dice"].item() == pytest.approx(2 * (1 - (2 * 96 + 1) / (192 + 192 + 1)))
 
 
+def test_losses_are_those_of_each_layer_alone_summed() -> None:
+    """Images with a crowd, with nothing, with more targets than queries, and with a mask that was cut away."""
+    torch.manual_seed(0)
+    said = Predictions(torch.randn(3, 4, 5, 4), torch.randn(3, 4, 5, 4), torch.randn(4, 4, 16, 24))
+    boxes = [[8 * i, 4 * i, 8 * i + 24, 4 * i + 20] for i in range(8)]
+    cut = rectangles(boxes[:2], [0, 2])
+    cut.masks[0] = False
+    targets = [
+        rectangles(boxes[:3], [0, 1, 2], crowd=[False, True, False]),
+        rectangles([], []),
+        rectangles(boxes, [0, 1, 2, 0, 1, 2, 0, 1]),
+        cut,
+    ]
+    model = _model(queries=5)
+
+    def losses_of(predictions: Predictions) -> dict[str, torch.Tensor]:
+        model.forward = lambda images: predictions  # type: ignore[method-assign]
+        return model.losses(torch.zeros(4, 3, 64, 96), targets)
+
+    layers = [Predictions(said.class_logits[[i]], said.mask_embeddings[[i]], said.pixel_embeddings) for i in range(3)]
+    apart = [losses_of(layer) for layer in layers]
+    for name, loss in losses_of(said).items():
+        torch.testing.assert_close(loss, sum(layer[name] for layer in apart))
+
+
 def test_losses_of_a_batch_are_means_over_its_masks() -> None:
     """Even odds everywhere; one target in a first image, three in a second that fills a quarter of the batch's size."""
     model = _model()

@@ -3,6 +3,7 @@
 image -> timm network, features only -> C2, C3, C4, C5
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self._folded: tuple[object, nn.Module] | None = None  # in a tuple, so that it is no submodule and never saved
-        self._frozen: list[nn.BatchNorm2d] = []  # norms of frozen levels
+        self._frozen: list[nn.Module] = []  # parts that are never in training mode
         with torch.device("meta"):  # a look at the levels first, without memory
             levels = _create(config).feature_info
             reductions = levels.reduction()
@@ -120,26 +121,24 @@ class Backbone(nn.Module):
         """Keep the first levels, and all that they are made of, as they are: C2 for 1, C2 and C3 for 2, at most 4.
 
         Generic weights for edges and textures need no further training, and what is not trained takes no gradient: less time and
-        memory, as these maps are the largest. detectron2's ``FREEZE_AT=2`` and MMDetection's ``frozen_stages=1`` are 1 here.
+        memory, as these maps are the largest. detectron2's ``FREEZE_AT=2`` and MMDetection's ``frozen_stages=1`` are 1 here. In a
+        network whose levels exchange what they know, as HRNet's do, C2 is made of nearly everything.
         """
         if not 0 <= levels <= len(STRIDES):
             raise ConfigError(f"frozen levels must be from 0 to {len(STRIDES)}, got {levels}")
-        if levels == 0:
-            return
         was_training = self.training
         self.eval()  # so that looking changes no statistics
-        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        weight = next(self.parameters())
         with torch.enable_grad():
-            image = torch.zeros(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=weights[0].device, dtype=weights[0].dtype)
-            last = self(image)[levels - 1].sum()
-        if last.requires_grad:
-            used = torch.autograd.grad(last, weights, allow_unused=True)
-            for weight, gradient in zip(weights, used, strict=True):
-                if gradient is not None:
-                    weight.requires_grad_(False)
-        frozen = {id(weight) for weight in self.parameters() if not weight.requires_grad}
-        more = [norm for norm in self._norms() if norm not in self._frozen and id(norm.weight) in frozen]
-        self._frozen.extend(more)
+            found = self(torch.zeros(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=weight.device, dtype=weight.dtype))
+        frozen = _weights_behind(found[:levels])
+        for weight in frozen:
+            weight.requires_grad_(False)
+        ids = {id(weight) for weight in frozen}
+        for module in self.modules():
+            weights = list(module.parameters())
+            if any(id(weight) in ids for weight in weights) and not any(weight.requires_grad for weight in weights):
+                self._frozen.append(module)
         self.train(was_training)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
@@ -158,8 +157,8 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        for norm in self._frozen:
-            norm.eval()
+        for module in self._frozen:
+            module.eval()
         return self
 
     def _folded_body(self) -> nn.Module:
@@ -230,15 +229,31 @@ def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
         first.stride, middle.stride = middle.stride, first.stride
 
 
+def _weights_behind(results: Sequence[Tensor]) -> list[Tensor]:
+    """The trained weights that results are made with, from the graph of their making."""
+    nodes, seen, weights = [result.grad_fn for result in results], set(), []
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes.extend(before for before, _ in node.next_functions)
+        weight = getattr(node, "variable", None)  # of a node that adds up a weight's gradient
+        if weight is not None:
+            weights.append(weight)
+    return weights
+
+
 class _Depthwise(nn.Conv2d):
     """A convolution of each channel by itself.
 
-    Where it is trained in 16 bits on a processor it works in 32: its gradient in bfloat16 takes oneDNN (3.12, with AVX-512) three
-    to five times as long as that in float32.
+    Where it is trained in 16 bits on a processor it works in 32: the gradient of EfficientNet's 5 x 5 kernels takes oneDNN (3.12,
+    with AVX-512) three to five times as long in bfloat16.
     """
 
     def forward(self, x: Float[Tensor, "batch channels _ _"]) -> Float[Tensor, "batch channels _ _"]:
-        if not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and self.weight.requires_grad):
+        is_trained = torch.is_grad_enabled() and self.weight.requires_grad and self.weight.dtype == torch.float32
+        if not (is_trained and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))

@@ -29,6 +29,7 @@ from thingstuff.ops.deformable_attention import deformable_attention
 from thingstuff.ops.losses import pairwise_cross_entropy, pairwise_plain_dice, plain_dice_loss
 from thingstuff.ops.points import sample_points, uncertain_points
 
+SEARCHED = 2**23  # points at a time, for the uncertain ones: some 100 MB of numbers
 LEVELS = 3  # strides 32, 16, 8: of the pixel decoder's attention, and of the decoder's in turn
 
 
@@ -298,7 +299,8 @@ class Mask2Former(MaskClassifier):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Predictions:
         return self.decoder(*self.pixel_decoder(self.backbone(images)))
 
-    # Losses, on points (section 3.3): the same for all masks of an image in matching, where masks are uncertain in training
+    # Losses, on points (section 3.3): where masks are uncertain in training; in matching the same for all masks of an image, and
+    # for all layers, where the authors' code draws them for each
 
     def mask_costs(
         self, predictions: Predictions, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
@@ -319,7 +321,15 @@ class Mask2Former(MaskClassifier):
         padded: tuple[int, int],
     ) -> tuple[Float[Tensor, " matched"], Float[Tensor, " matched"]]:
         sampling = self.config.sampling
-        points = uncertain_points(
+        pieces = logits.split(max(1, int(SEARCHED / (sampling.oversample * sampling.points))))
+        points = torch.cat([self._uncertain_points(piece) for piece in pieces])
+        at_points, truth = sample_points(logits, points), sample_points(masks, points, padded, which)
+        mask = functional.binary_cross_entropy_with_logits(at_points, truth, reduction="none").mean(dim=1)
+        return mask, plain_dice_loss(at_points.sigmoid(), truth)
+
+    def _uncertain_points(self, logits: Float[Tensor, "masks height width"]) -> Float[Tensor, "masks points 2"]:
+        sampling = self.config.sampling
+        return uncertain_points(
             lambda points: sample_points(logits, points),
             len(logits),
             sampling.points,
@@ -327,6 +337,3 @@ class Mask2Former(MaskClassifier):
             sampling.importance,
             like=logits,
         )
-        at_points, truth = sample_points(logits, points), sample_points(masks, points, padded, which)
-        mask = functional.binary_cross_entropy_with_logits(at_points, truth, reduction="none").mean(dim=1)
-        return mask, plain_dice_loss(at_points.sigmoid(), truth)
