@@ -28,6 +28,7 @@ from thingstuff.models.mask_classification import (
     share_out,
 )
 from thingstuff.models.transformer import Attention, sine_positions
+from thingstuff.ops.points import uncertain_points
 from thingstuff.structures.categories import Categories
 
 from .scenes import assert_two_at_once_are_as_each_alone, bright_and_dark, image_sizes, learn_by_heart, rectangles
@@ -400,11 +401,19 @@ def test_uncertain_points_are_searched_in_pieces_alike(monkeypatch: pytest.Monke
     said = _says([_area(0, 0, 12, 16), _area(12, 0, 24, 16)], [[0.3, 0.3, 0.3, 0.1]] * 2)
     target = rectangles([[0, 0, 48, 64], [48, 0, 96, 64]], [0, 1])
     whole = _answers(said).losses(torch.zeros(1, 3, 64, 96), [target])
+    searched = []
+
+    def search(logits_at: Any, maps: int, *numbers: Any, **more: Any) -> torch.Tensor:
+        searched.append(maps)
+        return uncertain_points(logits_at, maps, *numbers, **more)
+
+    monkeypatch.setattr(mask2former, "uncertain_points", search)
     monkeypatch.setattr(mask2former, "SEARCHED", 1)
     pieces = _answers(said).losses(torch.zeros(1, 3, 64, 96), [target])
     assert {name: loss.item() for name, loss in pieces.items()} == pytest.approx(
         {name: loss.item() for name, loss in whole.items()}, abs=0.05
     )
+    assert searched == [1, 1]
 
 
 def test_the_cost_of_a_match_is_its_losses_with_their_weights() -> None:

@@ -126,6 +126,8 @@ class Backbone(nn.Module):
         """
         if not 0 <= levels <= len(STRIDES):
             raise ConfigError(f"frozen levels must be from 0 to {len(STRIDES)}, got {levels}")
+        if levels == 0:
+            return
         was_training = self.training
         self.eval()  # so that looking changes no statistics
         weight = next(self.parameters())
@@ -247,8 +249,8 @@ def _weights_behind(results: Sequence[Tensor]) -> list[Tensor]:
 class _Depthwise(nn.Conv2d):
     """A convolution of each channel by itself.
 
-    Where it is trained in 16 bits on a processor it works in 32: the gradient of EfficientNet's 5 x 5 kernels takes oneDNN (3.12,
-    with AVX-512) three to five times as long in bfloat16.
+    Where it is trained in 16 bits on a processor it works in 32: oneDNN (3.12, with AVX-512) is slow at the gradient of large
+    kernels in bfloat16, such as EfficientNet's of 5 x 5.
     """
 
     def forward(self, x: Float[Tensor, "batch channels _ _"]) -> Float[Tensor, "batch channels _ _"]:

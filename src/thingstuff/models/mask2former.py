@@ -29,7 +29,7 @@ from thingstuff.ops.deformable_attention import deformable_attention
 from thingstuff.ops.losses import pairwise_cross_entropy, pairwise_plain_dice, plain_dice_loss
 from thingstuff.ops.points import sample_points, uncertain_points
 
-SEARCHED = 2**23  # points at a time, for the uncertain ones: some 100 MB of numbers
+SEARCHED = 2**23  # points at a time, for the uncertain ones: what the search holds does not grow with the masks
 LEVELS = 3  # strides 32, 16, 8: of the pixel decoder's attention, and of the decoder's in turn
 
 

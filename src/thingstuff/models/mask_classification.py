@@ -338,8 +338,10 @@ class MaskClassifier(Model):
     def mask_costs(
         self, predictions: Predictions, image: int, masks: Bool[Tensor, "targets _ _"], padded: tuple[int, int]
     ) -> tuple[Float[Tensor, "layers queries targets"], Float[Tensor, "layers queries targets"]]:
-        """What "mask" and "dice" would be of each layer's query with each target's mask; `padded` is the size of the batch's
-        images."""
+        """What "mask" and "dice" would be of each query of a layer with each target's mask.
+
+        `padded` is the size of the batch's images.
+        """
 
     @abstractmethod
     def mask_losses(
