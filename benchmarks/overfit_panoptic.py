@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--least", type=int, default=1, help="pixels in the input of a segment that counts in the second row")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--learning-rate", type=float, help=f"at 16 images a step, as everywhere; default: {LEARNING_RATES}")
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--ema", type=float, default=0.99, help="decay of the averaged weights, which are the ones measured")
@@ -131,6 +132,7 @@ def recipe_of(options: argparse.Namespace, name: str, file: Path) -> Recipe:
         backbone_weights=options.backbone_weights or backbone_weights(),
         steps=options.steps,
         batch_size=options.batch_size,
+        optimizer=options.optimizer,
         learning_rate=options.learning_rate or rate,
         warmup=options.warmup,
         freeze_levels=options.freeze_levels,

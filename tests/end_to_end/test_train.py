@@ -114,6 +114,24 @@ def test_the_backbone_learns_at_its_share_of_the_rate(shapes: Path, tmp_path: Pa
         assert most == pytest.approx(factor * rate, rel=0.02)  # the rounding of weights of about 1 is 0.005 of the smaller
 
 
+def test_muon_moves_matrices_alike_in_all_directions_and_the_rest_as_adam_does(shapes: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start" / "last.safetensors"
+    train(_recipe(shapes, start.parent, steps=1, validate_every=100))
+    changes = {"weight_decay": 0.0, "ema": 0.0, "optimizer": "muon"}
+    once = _recipe(shapes, tmp_path / "run", steps=1, validate_every=100, model=str(start), **changes)
+    train(once)
+    before, after = load_file(start), load_file(tmp_path / "run" / "last.safetensors")
+    rate = once.learning_rate_at(0)
+    for name in ("box_head.fcs.0.weight", "neck.output.0.conv.weight", "backbone.body.layer2.0.conv1.weight"):
+        moved = (after[name] - before[name]).double().flatten(1)
+        # were all singular values 1, the root mean square of what is moved would be 0.2 of the rate, as of AdamW's updates
+        singular = torch.linalg.svdvals(moved) / (0.2 * rate * max(moved.shape) ** 0.5)
+        assert singular[0] < 1.5, name
+        assert singular[len(singular) // 2] > 0.5, name
+    bias = after["box_head.fcs.0.bias"] - before["box_head.fcs.0.bias"]
+    assert 0.1 * rate < bias.abs().max().item() < 3 * rate
+
+
 def test_frozen_levels_of_a_checkpoint_stay_and_the_rest_learns(shapes: Path, tmp_path: Path) -> None:
     start = tmp_path / "start" / "last.safetensors"
     train(_recipe(shapes, start.parent, steps=1, validate_every=100))

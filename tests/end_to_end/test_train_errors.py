@@ -101,13 +101,20 @@ def _signalled(monkeypatch: pytest.MonkeyPatch, number: int, step: int, times: i
     monkeypatch.setattr(loop, "_finite", hears)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code", "optimizer"), [(signal.SIGINT, 130, "adamw"), (signal.SIGTERM, 143, "muon")])
 def test_a_signal_stops_a_run_after_its_step_and_resuming_ends_in_the_same_bits(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+    optimizer: str,
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     words = ["train", "--data", str(shapes), "--split", "train", "--model", "mask-rcnn-tiny", "--steps", "4", "--batch-size", "1"]
     words += ["--warmup", "0", "--validate-every", "2", "--pictures", "0"]  # and saved every 200 steps
+    words += ["--optimizer", optimizer]
     assert main([*words, "--out", str(whole)]) == 0
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     capsys.readouterr()

@@ -43,6 +43,7 @@ def test_the_learning_rate_goes_with_the_square_root_of_the_images_an_update_see
         ({"freeze_levels": 5}, "freeze_levels"),
         ({"ema": 1.0}, "ema"),
         ({"precision": "fp8"}, "precision"),
+        ({"optimizer": "sgd"}, "optimizer"),
         ({"warmup": -1}, "warmup"),
         ({"short_side": 8193}, "short_side must be from 1 to 8192 pixels, got 8193; cut larger images into parts"),
         ({"long_side": 0}, "long_side must be from 1 to 8192 pixels, got 0"),

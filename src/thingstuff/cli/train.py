@@ -95,6 +95,13 @@ OPTIONS = (
     _Option("batch_size", batch_size, "N", "images in a step and process", 4),
     _Option("accumulate", positive, "N", "batches whose gradients are summed before the weights move", 1),
     _Option(
+        "optimizer",
+        str,
+        "adamw|muon",
+        "what moves the weights; muon learns more from a step, above all at a high rate, and a step takes it longer",
+        "adamw",
+    ),
+    _Option(
         "learning_rate",
         _above_0,
         "RATE",
@@ -117,7 +124,7 @@ OPTIONS = (
     ),
     _Option("final_learning_rate", fraction, "SHARE", "share of it that the cosine ends at", 0.01),
     _Option("warmup", natural, "N", "steps in which the learning rate rises", 300),
-    _Option("weight_decay", _at_least_0, "DECAY", "weight decay of AdamW", 0.05),
+    _Option("weight_decay", _at_least_0, "DECAY", "weight decay of kernels and matrices", 0.05),
     _Option("clip_gradient", _above_0, "NORM", "largest norm of all gradients together", 5.0),
     _Option("ema", fraction, "DECAY", "decay of the averaged weights, which are the ones validated and kept", 0.999),
     _Option(

@@ -23,6 +23,7 @@ from thingstuff.models import mask_rcnn
 from thingstuff.models.contract import Task
 from thingstuff.models.fpn import ConvNorm, Norm
 from thingstuff.models.mask_rcnn import STRIDES, Detections, MaskRCNN, MaskRCNNConfig, init_kaiming, init_normal
+from thingstuff.ops.losses import upsampled_cross_entropy
 from thingstuff.ops.panoptic_merge import Part, merge_panoptic
 from thingstuff.ops.paste import paste_crops
 from thingstuff.ops.upsample import upsample_labels
@@ -250,12 +251,8 @@ class PanopticFPN(MaskRCNN):
     def _semantic_loss(
         self, predictions: Predictions, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]
     ) -> Float[Tensor, ""]:
-        # a pixel's classes side by side: softmax over any other axis takes twice the time, on a processor
-        logits = predictions.semantic_logits.float().contiguous(memory_format=torch.channels_last)
-        logits = functional.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
         truth = self.semantic_truth(targets, (images.shape[-2], images.shape[-1]))
-        pixels = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (batch row column) class
-        loss = functional.cross_entropy(pixels, truth.flatten(), ignore_index=VOID, reduction="sum")
+        loss = upsampled_cross_entropy(predictions.semantic_logits, truth, VOID)
         return loss / (truth != VOID).sum().clamp(min=1)
 
     @torch.no_grad()

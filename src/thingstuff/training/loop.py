@@ -1,6 +1,6 @@
 """Training: batches in, weights, a log and pictures out. No branch per model: a model gives a dict of named losses.
 
-batches -> losses -> gradients, clipped -> AdamW -> averaged weights -> validation: figures, pictures -> best and last checkpoint
+batches -> losses -> gradients, clipped -> optimizer -> averaged weights -> validation: figures, pictures -> best, last weights
 
 A run is a folder: `recipe.json`, `log.csv`, `log.jsonl`, `state.pt` to resume from, `last.safetensors`, `best.safetensors` and
 `pictures/`.
@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast, gather_object
+from timm.optim.muon import Muon
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -101,7 +102,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     losses = _Losses(segmenter.model)
     average = deepcopy(segmenter.model).requires_grad_(False)
     groups = _parameter_groups(segmenter.model, recipe.weight_decay, recipe.backbone_rate)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    optimizer = _optimizer(recipe, groups)
     losses, optimizer = accelerator.prepare(losses, optimizer)
     average.to(accelerator.device)
     state = resume_state(folder, accelerator, segmenter.model, average, optimizer) if resume else State()
@@ -352,10 +353,27 @@ def _parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: floa
             is_kernel = parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_KERNELS
             parameters[backbone_rate if name.startswith("backbone.") else 1.0, is_kernel].append(parameter)
     return [
-        {"params": parameters[factor, is_kernel], "weight_decay": weight_decay if is_kernel else 0.0, "factor": factor}
+        {
+            "params": parameters[factor, is_kernel],
+            "weight_decay": weight_decay if is_kernel else 0.0,
+            "factor": factor,
+            "use_fallback": not is_kernel,  # of Muon, which AdamW passes over
+        }
         for factor in dict.fromkeys((1.0, backbone_rate))
         for is_kernel in (True, False)
     ]
+
+
+def _optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), or Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+
+    Muon moves matrices, and kernels as matrices with a row for each output channel: by the gradient's running mean with all
+    singular values brought near 1. Its updates are made as large as AdamW's usually are (Liu et al., 2025, arXiv:2502.16982,
+    section 2.2), so that one learning rate serves it and NAdamW, which moves the rest: biases, norms, depthwise kernels.
+    """
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return Muon(groups, lr=recipe.learning_rate, nesterov=True)
 
 
 def _seed_of(seed: int, step: int, part: int, process: int) -> int:

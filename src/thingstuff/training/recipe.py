@@ -43,6 +43,7 @@ class Recipe:
     steps: int = 10_000
     batch_size: int = 4  # images a step and process
     accumulate: int = 1  # steps whose gradients are summed before the weights move
+    optimizer: str = "adamw"  # or "muon": kernels and matrices by Muon, all else by NAdamW
     learning_rate: float = 1e-3  # at REFERENCE_BATCH images; the run's own follows from the real batch
     backbone_rate: float = (
         1.0  # factor on it for the backbone; where that is trained already, Mask2Former and MaskFormer take 0.1
@@ -93,6 +94,8 @@ class Recipe:
             raise ConfigError(f"crop must be at least {MIN_CROP} pixels a side, got {min(self.augmentation.crop)}")
         if self.task not in (None, *(task.value for task in Task)):
             raise ConfigError(f"task must be one of {', '.join(task.value for task in Task)}, got {self.task!r}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError(f'optimizer must be "adamw" or "muon", got {self.optimizer!r}')
         if self.precision not in ("no", "bf16", "fp16"):
             raise ConfigError(f'precision must be "no", "bf16" or "fp16", got {self.precision!r}')
 
