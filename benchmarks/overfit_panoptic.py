@@ -8,8 +8,9 @@ and measured on the same photographs: maps of the original size against the whol
 second row is about the larger segments: those of fewer than N pixels in the network's input count as void.
 
 A run that was stopped goes on when the same command is given again; with more `--steps` a finished one goes on, too, and with
-other thresholds it is only measured again. The device follows accelerate: a GPU where there is one. Seconds are those that
-training took in this call. The exit code is 1 where a model's PQ of all segments is not above `--wanted`.
+other thresholds it is only measured again. The device follows accelerate: a GPU where there is one. Several
+processes, started by `accelerate launch`, train together, --batch-size images each a step; on a processor, with a thread each, they
+take less time than threads do. Seconds are those that training took in this call. The exit code is 1 where a model's PQ of all segments is not above `--wanted`.
 """
 
 import argparse
@@ -68,9 +69,11 @@ def main() -> int:
     data = chosen_images(options)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     side = f"{options.size} x {options.size} pixels" if options.square else f"short side {options.size} pixels"
-    images = f"{options.images} images, {side}, batches of {options.batch_size}"
+    processes = PartialState().num_processes
+    batches = f"batches of {options.batch_size}" + (f" in each of {processes} processes" if processes > 1 else "")
+    images = f"{options.images} images, {side}, {batches}"
     lines = [
-        f"{images}, precision {options.precision}, {device}, torch {torch.__version__}",
+        f"{images}, {options.optimizer}, precision {options.precision}, {device}, torch {torch.__version__}",
         f"merge_score {options.merge_score}, overlap {options.overlap}, stuff_area {options.stuff_area}\n",
         "| model | segments | PQ | SQ | RQ | PQ of things | PQ of stuff | steps | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -12,7 +12,7 @@ from torch import nn
 from thingstuff.errors import TrainingError
 from thingstuff.models.catalog import CATALOG
 from thingstuff.structures.preprocessing import Targets
-from thingstuff.training import loop, run_folder
+from thingstuff.training import Recipe, loop, run_folder
 
 
 def _target(image_id: int) -> Targets:
@@ -157,3 +157,44 @@ def test_the_backbone_has_groups_of_its_own_where_its_rate_differs():
     shapes = [[tuple(parameter.shape) for parameter in group["params"]] for group in groups]
     assert shapes == [[(2, 4)], [(2,)], [(4, 3, 1, 1)], [(4,)]]
     assert len(loop._parameter_groups(model, 0.05, backbone_rate=1.0)) == 2  # as in the states of runs from before
+
+
+LAST_LAYERS = {
+    "mask-rcnn-tiny": ["rpn.objectness", "rpn.deltas", "box_head.classes", "box_head.deltas", "mask_head.logits"],
+    "yolact-tiny": ["head.classes", "head.deltas", "head.coefficients", "semantic"],
+    "solo-tiny": ["categories", *(f"kernels.{level}" for level in range(5))],
+    "decoupled-solo-tiny": ["categories", *(f"{side}.{level}" for side in ("columns", "rows") for level in range(5))],
+    "solov2-tiny": ["categories", "kernels"],
+    "maskformer-tiny": ["decoder.classes"],
+    "mask2former-tiny": [
+        "pixel_decoder.layers.0.attention.offsets",
+        "pixel_decoder.layers.0.attention.weights",
+        "decoder.classes",
+    ],
+}
+LAST_LAYERS["panoptic-fpn-tiny"] = [*LAST_LAYERS["mask-rcnn-tiny"], "semantic_branch.logits"]
+
+
+def test_every_tiny_network_has_last_layers():
+    assert LAST_LAYERS.keys() == {
+        name for name in CATALOG if name.endswith("-tiny") and "-swin-" not in name and "-convnext-" not in name
+    }
+
+
+@pytest.mark.parametrize("name", LAST_LAYERS)
+def test_muon_leaves_the_last_layers_and_what_is_no_kernel_to_nadamw(name: str):
+    model_class, config, _ = CATALOG[name]
+    model = model_class(config)
+    optimizer = loop._optimizer(Recipe(data="", model=name, out="", optimizer="muon", backbone_rate=0.1), model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    of = {
+        by_nadamw: [names[p] for group in optimizer.param_groups if group["use_fallback"] is by_nadamw for p in group["params"]]
+        for by_nadamw in (True, False)
+    }
+    assert sorted(of[True] + of[False]) == sorted(names.values())
+    kernels = {names[p] for p in names if p.ndim >= 2 and names[p].endswith("weight")}
+    assert sorted(kernels - set(of[False])) == sorted(f"{layer}.weight" for layer in LAST_LAYERS[name])
+    assert set(of[False]) <= kernels
+    for group in optimizer.param_groups:
+        assert {name.startswith("backbone.") for name in map(names.get, group["params"]) if name} == {group["factor"] == 0.1}
+        assert group["weight_decay"] == (0.05 if names[group["params"][0]] in kernels else 0.0)

@@ -57,6 +57,11 @@ _NO_KERNELS = {
     *("queries", "query_positions", "level_embeddings", "relative_position_bias_table", "pos_embed", "absolute_pos_embed"),
     *("cls_token", "reg_token"),
 }
+# the layers that say something: what is seen, where, and, of deformable ones, where to look
+_LAST_LAYERS = {
+    *("classes", "categories", "deltas", "objectness", "logits", "semantic", "coefficients", "kernels", "rows", "columns"),
+    *("offsets", "weights", "offset"),
+}
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
@@ -101,8 +106,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 
     losses = _Losses(segmenter.model)
     average = deepcopy(segmenter.model).requires_grad_(False)
-    groups = _parameter_groups(segmenter.model, recipe.weight_decay, recipe.backbone_rate)
-    optimizer = _optimizer(recipe, groups)
+    optimizer = _optimizer(recipe, segmenter.model)
     losses, optimizer = accelerator.prepare(losses, optimizer)
     average.to(accelerator.device)
     state = resume_state(folder, accelerator, segmenter.model, average, optimizer) if resume else State()
@@ -350,30 +354,41 @@ def _parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: floa
     parameters: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_kernel = parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_KERNELS
-            parameters[backbone_rate if name.startswith("backbone.") else 1.0, is_kernel].append(parameter)
+            parameters[backbone_rate if name.startswith("backbone.") else 1.0, _is_kernel(name, parameter)].append(parameter)
     return [
-        {
-            "params": parameters[factor, is_kernel],
-            "weight_decay": weight_decay if is_kernel else 0.0,
-            "factor": factor,
-            "use_fallback": not is_kernel,  # of Muon, which AdamW passes over
-        }
+        {"params": parameters[factor, is_kernel], "weight_decay": weight_decay if is_kernel else 0.0, "factor": factor}
         for factor in dict.fromkeys((1.0, backbone_rate))
         for is_kernel in (True, False)
     ]
 
 
-def _optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_KERNELS
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), or Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
     Muon moves matrices, and kernels as matrices with a row for each output channel: by the gradient's running mean with all
     singular values brought near 1. Its updates are made as large as AdamW's usually are (Liu et al., 2025, arXiv:2502.16982,
-    section 2.2), so that one learning rate serves it and NAdamW, which moves the rest: biases, norms, depthwise kernels.
+    section 2.2), so that one learning rate serves it and NAdamW, which moves the rest: biases, norms, depthwise kernels, what is
+    added or looked up, and, as Jordan has it, the last layers.
     """
+    groups = _parameter_groups(model, recipe.weight_decay, recipe.backbone_rate)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    return Muon(groups, lr=recipe.learning_rate, nesterov=True)
+    for_muon = {
+        parameter
+        for name, parameter in model.named_parameters()
+        if _is_kernel(name, parameter) and _LAST_LAYERS.isdisjoint(name.split("."))
+    }
+    parts = [
+        {**group, "params": part, "use_fallback": by_nadamw}
+        for group in groups
+        for by_nadamw in (False, True)
+        if (part := [parameter for parameter in group["params"] if (parameter not in for_muon) is by_nadamw])
+    ]
+    return Muon(parts, lr=recipe.learning_rate, nesterov=True)
 
 
 def _seed_of(seed: int, step: int, part: int, process: int) -> int:
