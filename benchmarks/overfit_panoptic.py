@@ -8,10 +8,9 @@ and measured on the same photographs: maps of the original size against the whol
 second row is about the larger segments: those of fewer than N pixels in the network's input count as void.
 
 A run that was stopped goes on when the same command is given again; with more `--steps` a finished one goes on, too, and with
-other thresholds it is only measured again. The device follows accelerate: a GPU where there is one. Several processes, started by
-`accelerate launch`, train together, each on `--batch-size` images a step; on a processor, with a thread each, they take less time
-than the threads of one do. Seconds are those that training took in this call. The exit code is 1 where a model's PQ of all
-segments is not above `--wanted`.
+other thresholds it is only measured again; another optimizer or learning rate needs another OUT. The device follows accelerate: a
+GPU where there is one. Several processes, started by `accelerate launch`, train together, each on `--batch-size` images a step.
+Seconds are those that training took in this call. The exit code is 1 where a model's PQ of all segments is not above `--wanted`.
 """
 
 import argparse

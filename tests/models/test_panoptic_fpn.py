@@ -4,12 +4,15 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from thingstuff.errors import ConfigError
 from thingstuff.models import panoptic_fpn
@@ -17,7 +20,7 @@ from thingstuff.models.catalog import CATALOG, PANOPTIC_FPN_TINY
 from thingstuff.models.contract import Task
 from thingstuff.models.fpn import Norm
 from thingstuff.models.mask_rcnn import Detections, MaskRCNN
-from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig, Predictions, Thresholds
+from thingstuff.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig, Predictions, Thresholds, upsampled_cross_entropy
 from thingstuff.structures.categories import Categories, Category
 from thingstuff.structures.preprocessing import ImageSize, Targets
 
@@ -471,3 +474,98 @@ def test_forward_losses_and_segments_on_cuda_equal_the_cpu() -> None:
     losses = model.train().losses(images.cuda(), [target.to("cuda") for target in targets])
     torch.stack(list(losses.values())).sum().backward()
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def _enlarged(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    logits = functional.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
+    return functional.cross_entropy(logits, truth, ignore_index=-1, reduction="sum")
+
+
+@pytest.mark.parametrize("size", [(5, 7), (20, 28), (17, 31), (3, 2), (1, 1)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_upsampled_cross_entropy_and_its_gradient_are_those_of_enlarged_logits(
+    size: tuple[int, int], memory_format: torch.memory_format
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn((3, 6, 5, 7), generator=random)).to(memory_format=memory_format).requires_grad_()
+    truth = torch.randint(-1, 6, (3, *size), generator=random)
+    found, wanted = upsampled_cross_entropy(logits, truth), _enlarged(logits, truth)
+    torch.testing.assert_close(found, wanted)
+    [gradient], [wanted_gradient] = (torch.autograd.grad(loss * 0.7, logits) for loss in (found, wanted))
+    torch.testing.assert_close(gradient, wanted_gradient)
+
+
+def test_upsampled_cross_entropy_of_half_precision_is_found_in_float32_under_autocast() -> None:
+    logits = torch.randn((2, 4, 6, 8), generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    truth = torch.randint(-1, 4, (2, 24, 32), generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = upsampled_cross_entropy(logits, truth)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, _enlarged(logits, truth))
+    [gradient] = torch.autograd.grad(found, logits)
+    assert gradient.dtype == torch.bfloat16
+    [wanted] = torch.autograd.grad(_enlarged(logits, truth), logits)
+    torch.testing.assert_close(gradient, wanted)
+
+
+def test_upsampled_cross_entropy_of_nothing_but_void_is_zero_and_so_is_its_gradient() -> None:
+    logits = torch.full((1, 3, 2, 2), 7.0, requires_grad=True)
+    loss = upsampled_cross_entropy(logits, torch.full((1, 8, 8), -1))
+    assert loss == 0
+    [gradient] = torch.autograd.grad(loss, logits)
+    assert not gradient.any()
+
+
+def test_upsampled_cross_entropy_is_finite_for_any_logit() -> None:
+    logits = torch.tensor([1e4, -1e4, 0.0]).reshape(1, 3, 1, 1).requires_grad_()
+    loss = upsampled_cross_entropy(logits, torch.ones((1, 4, 4), dtype=torch.int64))
+    assert float(loss.detach()) == pytest.approx(16 * 2e4)
+    [gradient] = torch.autograd.grad(loss, logits)
+    assert gradient.flatten().tolist() == pytest.approx([16, -16, 0])
+
+
+def test_upsampled_cross_entropy_keeps_nothing_of_the_enlarged_size() -> None:
+    logits = torch.randn((2, 8, 4, 4), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda held: held):
+        upsampled_cross_entropy(logits, torch.zeros((2, 64, 64), dtype=torch.int64))
+    assert kept == [logits.numel()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_upsampled_cross_entropy_rounds_a_gradient_of_16_bits_once(dtype: torch.dtype) -> None:
+    logits = torch.randn((1, 3, 1, 1), generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    truth = torch.zeros((1, 300, 300), dtype=torch.int64)  # of which the sum is beyond float16
+    [gradient] = torch.autograd.grad(upsampled_cross_entropy(logits, truth) * 0.3 / truth.numel(), logits)
+    wanted = 0.3 * (logits.detach().float().softmax(dim=1).flatten() - torch.tensor([1.0, 0.0, 0.0]))
+    assert torch.equal(gradient.flatten(), wanted.to(dtype))
+
+
+def test_upsampled_cross_entropy_of_no_image() -> None:
+    logits = torch.zeros((0, 3, 2, 2), requires_grad=True)
+    loss = upsampled_cross_entropy(logits, torch.zeros((0, 8, 8), dtype=torch.int64))
+    assert loss == 0
+    [gradient] = torch.autograd.grad(loss, logits)
+    assert gradient.shape == (0, 3, 2, 2)
+
+
+def test_upsampled_cross_entropy_holds_the_maps_of_no_more_images_than_there_are_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    enlarge, made = functional.interpolate, []
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        assert all(map_() is None for map_ in made)
+        enlarged = enlarge(*arguments, **options)
+        assert len(enlarged) <= 2
+        made.append(weakref.ref(enlarged.untyped_storage()))
+        return enlarged
+
+    monkeypatch.setattr(functional, "interpolate", watched)
+    logits = torch.randn((5, 8, 4, 4), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    upsampled_cross_entropy(logits, torch.zeros((5, 64, 64), dtype=torch.int64))
+    assert len(made) == 3
+
+
+def test_upsampled_cross_entropy_refuses_a_class_that_is_not_there() -> None:
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        upsampled_cross_entropy(torch.zeros((1, 3, 2, 2)), torch.full((1, 4, 4), 3))

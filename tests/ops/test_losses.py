@@ -13,7 +13,6 @@ from thingstuff.ops.losses import (
     pairwise_focal,
     pairwise_plain_dice,
     plain_dice_loss,
-    upsampled_cross_entropy,
 )
 
 
@@ -101,64 +100,3 @@ def test_pairs_with_no_target_are_none():
     logits = torch.randn(4, 30)
     for pairwise in (pairwise_plain_dice, pairwise_cross_entropy, pairwise_focal):
         assert pairwise(logits, torch.zeros(0, 30)).shape == (4, 0)
-
-
-def _enlarged(logits: torch.Tensor, truth: torch.Tensor, ignored: int) -> torch.Tensor:
-    logits = functional.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
-    return functional.cross_entropy(logits, truth, ignore_index=ignored, reduction="sum")
-
-
-@pytest.mark.parametrize("size", [(5, 7), (20, 28), (17, 31), (3, 2), (1, 1)])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_upsampled_cross_entropy_and_its_gradient_are_those_of_enlarged_logits(
-    size: tuple[int, int], memory_format: torch.memory_format
-) -> None:
-    random = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn((3, 6, 5, 7), generator=random)).to(memory_format=memory_format).requires_grad_()
-    truth = torch.randint(-1, 6, (3, *size), generator=random)
-    found, wanted = upsampled_cross_entropy(logits, truth, -1), _enlarged(logits, truth, -1)
-    torch.testing.assert_close(found, wanted)
-    [gradient], [wanted_gradient] = (torch.autograd.grad(loss * 0.7, logits) for loss in (found, wanted))
-    torch.testing.assert_close(gradient, wanted_gradient)
-
-
-def test_upsampled_cross_entropy_of_half_precision_is_found_in_float32_under_autocast() -> None:
-    logits = torch.randn((2, 4, 6, 8), generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
-    truth = torch.randint(-1, 4, (2, 24, 32), generator=torch.Generator().manual_seed(1))
-    with torch.autocast("cpu", torch.bfloat16):
-        found = upsampled_cross_entropy(logits, truth, -1)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, _enlarged(logits, truth, -1))
-    [gradient] = torch.autograd.grad(found, logits)
-    assert gradient.dtype == torch.bfloat16
-    [wanted] = torch.autograd.grad(_enlarged(logits, truth, -1), logits)
-    torch.testing.assert_close(gradient, wanted)
-
-
-def test_upsampled_cross_entropy_of_nothing_but_void_is_zero_and_so_is_its_gradient() -> None:
-    logits = torch.full((1, 3, 2, 2), 7.0, requires_grad=True)
-    loss = upsampled_cross_entropy(logits, torch.full((1, 8, 8), -1), -1)
-    assert loss == 0
-    [gradient] = torch.autograd.grad(loss, logits)
-    assert not gradient.any()
-
-
-def test_upsampled_cross_entropy_is_finite_for_any_logit() -> None:
-    logits = torch.tensor([1e4, -1e4, 0.0]).reshape(1, 3, 1, 1).requires_grad_()
-    loss = upsampled_cross_entropy(logits, torch.ones((1, 4, 4), dtype=torch.int64), -1)
-    assert float(loss.detach()) == pytest.approx(16 * 2e4)
-    [gradient] = torch.autograd.grad(loss, logits)
-    assert gradient.flatten().tolist() == pytest.approx([16, -16, 0])
-
-
-def test_upsampled_cross_entropy_keeps_nothing_of_the_enlarged_size() -> None:
-    logits = torch.randn((2, 8, 4, 4), generator=torch.Generator().manual_seed(0), requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda held: held):
-        upsampled_cross_entropy(logits, torch.zeros((2, 64, 64), dtype=torch.int64), -1)
-    assert kept == [logits.numel()]
-
-
-def test_upsampled_cross_entropy_refuses_a_class_that_is_not_there() -> None:
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        upsampled_cross_entropy(torch.zeros((1, 3, 2, 2)), torch.full((1, 4, 4), 3), -1)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 
 from thingstuff.errors import TrainingError
 from thingstuff.models.catalog import CATALOG
+from thingstuff.models.contract import Model
+from thingstuff.models.yolact import Yolact
 from thingstuff.structures.preprocessing import Targets
 from thingstuff.training import Recipe, loop, run_folder
 
@@ -159,42 +162,67 @@ def test_the_backbone_has_groups_of_its_own_where_its_rate_differs():
     assert len(loop._parameter_groups(model, 0.05, backbone_rate=1.0)) == 2  # as in the states of runs from before
 
 
+def _tiny(name: str) -> Model:
+    model_class, config, _ = CATALOG[name]
+    return model_class(config)
+
+
+def _yolact_plus() -> Model:
+    _, config, _ = CATALOG["yolact-tiny"]
+    backbone = replace(config.backbone, deformable=("layer2.0",))
+    return Yolact(replace(config, backbone=backbone, mask_rating_channels=(8, 16)))
+
+
+MASK_RCNN_LAST = ["rpn.objectness", "rpn.deltas", "box_head.classes", "box_head.deltas", "mask_head.logits"]
+YOLACT_LAST = ["head.classes", "head.deltas", "head.coefficients", "prototype_net.prototypes", "semantic"]
+QUERIES_LAST = ["decoder.classes", "decoder.masks.layers.2", "pixel_decoder.pixel_embeddings"]
+SAMPLING = [f"pixel_decoder.layers.0.attention.{name}" for name in ("offsets", "weights")]
 LAST_LAYERS = {
-    "mask-rcnn-tiny": ["rpn.objectness", "rpn.deltas", "box_head.classes", "box_head.deltas", "mask_head.logits"],
-    "yolact-tiny": ["head.classes", "head.deltas", "head.coefficients", "semantic"],
+    "mask-rcnn-tiny": MASK_RCNN_LAST,
+    "panoptic-fpn-tiny": [*MASK_RCNN_LAST, "semantic_branch.logits"],
+    "yolact-tiny": YOLACT_LAST,
     "solo-tiny": ["categories", *(f"kernels.{level}" for level in range(5))],
     "decoupled-solo-tiny": ["categories", *(f"{side}.{level}" for side in ("columns", "rows") for level in range(5))],
     "solov2-tiny": ["categories", "kernels"],
-    "maskformer-tiny": ["decoder.classes"],
-    "mask2former-tiny": [
-        "pixel_decoder.layers.0.attention.offsets",
-        "pixel_decoder.layers.0.attention.weights",
-        "decoder.classes",
-    ],
+    "maskformer-tiny": QUERIES_LAST,
+    "mask2former-tiny": [*QUERIES_LAST, *SAMPLING],
 }
-LAST_LAYERS["panoptic-fpn-tiny"] = [*LAST_LAYERS["mask-rcnn-tiny"], "semantic_branch.logits"]
 
 
-def test_every_tiny_network_has_last_layers():
-    assert LAST_LAYERS.keys() == {
-        name for name in CATALOG if name.endswith("-tiny") and "-swin-" not in name and "-convnext-" not in name
-    }
+def test_the_last_layers_of_every_tiny_network_are_known() -> None:
+    tiny = {name for name in CATALOG if name.endswith("-tiny") and not name.endswith(("-swin-tiny", "-convnext-tiny"))}
+    assert LAST_LAYERS.keys() == tiny
 
 
 @pytest.mark.parametrize("name", LAST_LAYERS)
-def test_muon_leaves_the_last_layers_and_what_is_no_kernel_to_nadamw(name: str):
-    model_class, config, _ = CATALOG[name]
-    model = model_class(config)
-    optimizer = loop._optimizer(Recipe(data="", model=name, out="", optimizer="muon", backbone_rate=0.1), model)
+def test_muon_leaves_the_first_kernel_and_the_last_layers_and_what_is_no_kernel_to_nadamw(name: str) -> None:
+    model = _tiny(name)
+    assert _left_to_nadamw(model) == {"backbone.body.conv1.weight", *(f"{layer}.weight" for layer in LAST_LAYERS[name])}
+
+
+def test_muon_leaves_what_says_where_a_convolution_looks_and_how_good_a_mask_is_to_nadamw() -> None:
+    model = _yolact_plus()
+    offsets = {name for name, _ in model.named_parameters() if name.endswith(".offset.weight")}
+    assert offsets
+    # of one input channel, as depthwise ones are: the rating's first looks at a mask
+    last = {f"{layer}.weight" for layer in (*YOLACT_LAST, "mask_rating.classes", "mask_rating.convs.0")}
+    assert _left_to_nadamw(model) == {"backbone.body.conv1.weight"} | last | offsets
+
+
+def _left_to_nadamw(model: Model) -> set[str]:
+    """The kernels and matrices that a step of Muon left to NAdamW; all else that a step moved was left to it, too."""
+    optimizer = loop._optimizer(Recipe(data="", model="", out="", optimizer="muon", backbone_rate=0.1), model)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    of = {
-        by_nadamw: [names[p] for group in optimizer.param_groups if group["use_fallback"] is by_nadamw for p in group["params"]]
-        for by_nadamw in (True, False)
-    }
-    assert sorted(of[True] + of[False]) == sorted(names.values())
-    kernels = {names[p] for p in names if p.ndim >= 2 and names[p].endswith("weight")}
-    assert sorted(kernels - set(of[False])) == sorted(f"{layer}.weight" for layer in LAST_LAYERS[name])
-    assert set(of[False]) <= kernels
+    for parameter in names:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {names[parameter]: parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert moved.keys() == set(names.values())
+    kernels = {name for name, parameter in moved.items() if parameter.ndim >= 2 and name.endswith("weight")}
     for group in optimizer.param_groups:
-        assert {name.startswith("backbone.") for name in map(names.get, group["params"]) if name} == {group["factor"] == 0.1}
-        assert group["weight_decay"] == (0.05 if names[group["params"][0]] in kernels else 0.0)
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.05 if names[parameter] in kernels else 0.0)
+            assert group["factor"] == (0.1 if names[parameter].startswith("backbone.") else 1.0)
+    by_muon = {name for name, parameter in moved.items() if optimizer.state[parameter]["use_muon"]}
+    assert by_muon <= kernels
+    return kernels - by_muon

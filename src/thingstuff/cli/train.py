@@ -98,7 +98,7 @@ OPTIONS = (
         "optimizer",
         str,
         "adamw|muon",
-        "what moves the weights; muon learns more from a step, above all at a high rate, and a step takes it longer",
+        "what moves the weights; muon takes fewer steps, each of them longer",
         "adamw",
     ),
     _Option(

@@ -35,6 +35,8 @@ class Model(nn.Module, ABC):
     tasks: ClassVar[tuple[Task, ...]] = (Task.INSTANCE,)
     loss_weights: Mapping[str, float] = {}  # the paper's, of every loss by its name
     divides_images: ClassVar[bool] = False  # into cells: more padding would move them, so images of one size alone run together
+    # patterns of the names of layers whose outputs the predictions are made of, and of those that say where a layer looks
+    last_layers: ClassVar[tuple[str, ...]] = ()
     score_limits: ClassVar[tuple[str, ...]] = ("score",)  # the thresholds that one lower bound on scores replaces
 
     @classmethod

@@ -288,6 +288,10 @@ class Mask2Former(MaskClassifier):
 
     config: Mask2FormerConfig
     loss_weights: Mapping[str, float] = {"class": 2.0, "mask": 5.0, "dice": 5.0}  # section 4.1, "loss weights"
+    last_layers = (
+        *("decoder.classes", "decoder.masks.layers.2", "pixel_decoder.pixel_embeddings"),
+        *("pixel_decoder.layers.*.attention.offsets", "pixel_decoder.layers.*.attention.weights"),
+    )
 
     def __init__(self, config: Mask2FormerConfig):
         super().__init__()

@@ -280,6 +280,7 @@ class MaskRCNN(Model):
 
     # all alike (section 3)
     loss_weights: Mapping[str, float] = {"rpn_objectness": 1.0, "rpn_box": 1.0, "class": 1.0, "box": 1.0, "mask": 1.0}
+    last_layers = ("rpn.objectness", "rpn.deltas", "box_head.classes", "box_head.deltas", "mask_head.logits")
 
     def __init__(self, config: MaskRCNNConfig):
         super().__init__()

@@ -153,6 +153,7 @@ class MaskFormer(MaskClassifier):
     config: MaskFormerConfig
     divides_images = True  # by the positions that its attention is told
     loss_weights: Mapping[str, float] = {"class": 1.0, "mask": 20.0, "dice": 1.0}  # section 4.2, "training settings"
+    last_layers = ("decoder.classes", "decoder.masks.layers.2", "pixel_decoder.pixel_embeddings")
 
     def __init__(self, config: MaskFormerConfig):
         super().__init__()

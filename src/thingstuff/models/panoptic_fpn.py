@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int16
+from jaxtyping import Float, Int, Int16, Int64
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from thingstuff.errors import ConfigError
@@ -23,7 +24,6 @@ from thingstuff.models import mask_rcnn
 from thingstuff.models.contract import Task
 from thingstuff.models.fpn import ConvNorm, Norm
 from thingstuff.models.mask_rcnn import STRIDES, Detections, MaskRCNN, MaskRCNNConfig, init_kaiming, init_normal
-from thingstuff.ops.losses import upsampled_cross_entropy
 from thingstuff.ops.panoptic_merge import Part, merge_panoptic
 from thingstuff.ops.paste import paste_crops
 from thingstuff.ops.upsample import upsample_labels
@@ -156,6 +156,7 @@ class PanopticFPN(MaskRCNN):
     tasks: ClassVar[tuple[Task, ...]] = (Task.PANOPTIC, Task.INSTANCE, Task.SEMANTIC)
     loss_weights: Mapping[str, float] = {**MaskRCNN.loss_weights, "semantic": 0.5}  # for COCO (section 4.2)
     score_limits: ClassVar[tuple[str, ...]] = ("score", "merge_score")
+    last_layers = (*MaskRCNN.last_layers, "semantic_branch.logits")
 
     def __init__(self, config: PanopticFPNConfig):
         super().__init__(config)
@@ -252,11 +253,11 @@ class PanopticFPN(MaskRCNN):
         self, predictions: Predictions, images: Float[Tensor, "batch 3 height width"], targets: Sequence[Targets]
     ) -> Float[Tensor, ""]:
         truth = self.semantic_truth(targets, (images.shape[-2], images.shape[-1]))
-        loss = upsampled_cross_entropy(predictions.semantic_logits, truth, VOID)
+        loss = upsampled_cross_entropy(predictions.semantic_logits, truth)
         return loss / (truth != VOID).sum().clamp(min=1)
 
     @torch.no_grad()
-    def semantic_truth(self, targets: Sequence[Targets], size: tuple[int, int]) -> Int[Tensor, "batch height width"]:
+    def semantic_truth(self, targets: Sequence[Targets], size: tuple[int, int]) -> Int64[Tensor, "batch height width"]:
         """What the semantic branch should say of each pixel of the padded input; `VOID` where no target is."""
         device = targets[0].masks.device
         # all that is no stuff is the last
@@ -267,6 +268,62 @@ class PanopticFPN(MaskRCNN):
             for mask, channel in zip(target.masks, channels[target.classes], strict=True):
                 inside.masked_fill_(mask, channel)
         return truth
+
+
+def upsampled_cross_entropy(
+    logits: Float[Tensor, "batch classes rows columns"], truth: Int64[Tensor, "batch height width"]
+) -> Float[Tensor, ""]:
+    """Softmax cross-entropy of logits enlarged bilinearly to the size of the truth: its sum over the pixels that are not `VOID`.
+
+    The gradient is found with the value and in place, a few images at a time: one, and on a processor as many as it has threads,
+    which enlarge an image each. So that many maps of all classes live at a time, where autograd would keep three of the whole
+    batch. In float32, whatever autocast says; it can't be differentiated twice.
+    """
+    return _UpsampledCrossEntropy.apply(logits, truth)  # pyright: ignore[reportReturnType]
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, truth: Tensor) -> Tensor:
+        at_once = torch.get_num_threads() if logits.device.type == "cpu" else 1
+        losses, gradients = [], []
+        with torch.autocast(logits.device.type, enabled=False):
+            for some, their_truth in zip(logits.split(at_once), truth.split(at_once), strict=True):
+                loss, gradient = _loss_and_gradient(some.float(), their_truth, ctx.needs_input_grad[0])
+                losses.append(loss)
+                gradients.append(gradient)
+        ctx.dtype = logits.dtype
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (of_logits,) = ctx.saved_tensors
+        return (of_logits * gradient).to(ctx.dtype), None
+
+
+def _loss_and_gradient(
+    logits: Float[Tensor, "batch classes rows columns"], truth: Int64[Tensor, "batch height width"], with_gradient: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes rows columns"] | None]:
+    with torch.enable_grad():
+        # a pixel's classes side by side: softmax over any other axis takes twice the time, on a processor
+        cells = logits.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        enlarged = functional.interpolate(cells, size=truth.shape[1:], mode="bilinear", align_corners=False)
+    pixels = enlarged.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (batch row column) class, the same memory
+    torch.log_softmax(pixels, dim=1, out=pixels)
+    is_void = truth.flatten() == VOID
+    classes = truth.flatten().masked_fill(is_void, 0)[:, None]
+    loss = -pixels.gather(1, classes)[:, 0].masked_fill_(is_void, 0).sum()
+    if not with_gradient:
+        return loss, None
+    # a pixel's: its probabilities, less 1 for its class
+    of_pixels = pixels.exp_().scatter_add_(1, classes, pixels.new_full((1, 1), -1).expand_as(classes))
+    of_pixels.masked_fill_(is_void[:, None], 0)
+    of_enlarged = of_pixels.unflatten(0, truth.shape).permute(0, 3, 1, 2)  # batch class row column
+    (gradient,) = torch.autograd.grad(enlarged, cells, of_enlarged)
+    return loss, gradient
 
 
 def _positions(classes: Sequence[int], count: int, other: int, device: torch.device) -> Int[Tensor, " {count}"]:

@@ -271,6 +271,7 @@ class GridModel(Model):
     neck: FPN
     loss_weights: Mapping[str, float] = {"category": 1.0, "mask": 3.0}  # lambda of equation 3
     divides_images = True
+    last_layers = ("categories", "kernels", "kernels.*", "columns.*", "rows.*")
 
     @abstractmethod
     def heads(self, pyramid: Sequence[Float[Tensor, "batch channels _ _"]]) -> Any:

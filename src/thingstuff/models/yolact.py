@@ -223,6 +223,10 @@ class Yolact(Model):
 
     config: YolactConfig
     loss_weights: Mapping[str, float] = {"class": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0}  # section 3.1
+    last_layers = (
+        *("head.classes", "head.deltas", "head.coefficients", "prototype_net.prototypes", "semantic"),
+        "mask_rating.classes",
+    )
 
     def __init__(self, config: YolactConfig):
         super().__init__()

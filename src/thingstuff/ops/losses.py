@@ -1,11 +1,8 @@
 """Losses that more than one family uses, without reduction so that each model can weigh and average as its paper does."""
 
-from typing import Any
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -45,51 +42,6 @@ def plain_dice_loss(
     """
     p, q = masks.flatten(1), targets.flatten(1)
     return 1 - (2 * (p * q).sum(dim=1) + epsilon) / (p.sum(dim=1) + q.sum(dim=1) + epsilon)
-
-
-def upsampled_cross_entropy(
-    logits: Float[Tensor, "batch classes rows columns"], truth: Int[Tensor, "batch height width"], ignored: int
-) -> Float[Tensor, ""]:
-    """Softmax cross-entropy of logits enlarged bilinearly to the size of the truth: its sum over the pixels not `ignored`.
-
-    `truth` has a class or `ignored`, below 0, for each pixel. The gradient is found with the value, image by image and in place,
-    so that one map of all classes lives at a time, where autograd keeps three of the whole batch. In float32, whatever autocast
-    says; it can't be differentiated twice.
-    """
-    return _UpsampledCrossEntropy.apply(logits, truth, ignored)  # pyright: ignore[reportReturnType]
-
-
-class _UpsampledCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, truth: Tensor, ignored: int) -> Tensor:
-        total, gradients = logits.new_zeros((), dtype=torch.float32), []
-        with torch.autocast(logits.device.type, enabled=False):
-            for part, wanted in zip(logits.split(1), truth, strict=True):
-                with torch.enable_grad():
-                    # a pixel's classes side by side: softmax over any other axis takes twice the time, on a processor
-                    cells = part.detach().float().contiguous(memory_format=torch.channels_last).requires_grad_()
-                    enlarged = functional.interpolate(cells, size=wanted.shape, mode="bilinear", align_corners=False)
-                pixels = enlarged.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (row column) class, the same memory
-                torch.log_softmax(pixels, dim=1, out=pixels)
-                is_void = wanted.flatten() == ignored
-                of_truth = wanted.flatten().masked_fill(is_void, 0)[:, None]
-                total -= pixels.gather(1, of_truth)[:, 0].masked_fill_(is_void, 0).sum()
-                if ctx.needs_input_grad[0]:
-                    # of a pixel: its probabilities, less 1 for the true class
-                    gradient = pixels.exp_()
-                    gradient.scatter_add_(1, of_truth, gradient.new_full((1, 1), -1).expand_as(of_truth))
-                    gradient.masked_fill_(is_void[:, None], 0)
-                    gradient = gradient.unflatten(0, (1, *wanted.shape)).permute(0, 3, 1, 2)
-                    gradients += torch.autograd.grad(enlarged, cells, gradient)
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients).to(logits.dtype))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (of_logits,) = ctx.saved_tensors
-        return of_logits * gradient, None, None
 
 
 # The same of each pair of a prediction and a target, for matching: matrix products over the pixels, which nothing repeats

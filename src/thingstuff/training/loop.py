@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,6 @@ from thingstuff.training.validation import JUDGES, in_words
 _NO_KERNELS = {
     *("queries", "query_positions", "level_embeddings", "relative_position_bias_table", "pos_embed", "absolute_pos_embed"),
     *("cls_token", "reg_token"),
-}
-# the layers that say something: what is seen, where, and, of deformable ones, where to look
-_LAST_LAYERS = {
-    *("classes", "categories", "deltas", "objectness", "logits", "semantic", "coefficients", "kernels", "rows", "columns"),
-    *("offsets", "weights", "offset"),
 }
 
 
@@ -366,29 +362,37 @@ def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and name.rpartition(".")[2] not in _NO_KERNELS
 
 
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, model: Model) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), or Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
-    Muon moves matrices, and kernels as matrices with a row for each output channel: by the gradient's running mean with all
-    singular values brought near 1. Its updates are made as large as AdamW's usually are (Liu et al., 2025, arXiv:2502.16982,
-    section 2.2), so that one learning rate serves it and NAdamW, which moves the rest: biases, norms, depthwise kernels, what is
-    added or looked up, and, as Jordan has it, the last layers.
+    Muon moves a matrix by its gradient's running mean with all singular values brought near 1; kernels are matrices of their
+    first axis against all others, and packed ones, as of queries, keys and values, are one. Its updates are made as large as
+    AdamW's usually are (Liu et al., 2025, arXiv:2502.16982, section 2.2), so that one learning rate serves it and NAdamW, which
+    moves all else: what has no weight decay, the first kernel and, as Jordan has it, the last layers, depthwise kernels, and
+    matrices that timm finds too narrow (fewer than 4 rows, or sides of 1 to more than 128). NAdamW's betas are 0.9 and 0.95.
     """
     groups = _parameter_groups(model, recipe.weight_decay, recipe.backbone_rate)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    for_muon = {
-        parameter
-        for name, parameter in model.named_parameters()
-        if _is_kernel(name, parameter) and _LAST_LAYERS.isdisjoint(name.split("."))
-    }
-    parts = [
-        {**group, "params": part, "use_fallback": by_nadamw}
-        for group in groups
-        for by_nadamw in (False, True)
-        if (part := [parameter for parameter in group["params"] if (parameter not in for_muon) is by_nadamw])
-    ]
+    for_muon = _for_muon(model)
+    parts = []
+    for group in groups:
+        for use_fallback in (False, True):
+            part = [parameter for parameter in group["params"] if (parameter in for_muon) != use_fallback]
+            if part:
+                parts.append({**group, "params": part, "use_fallback": use_fallback})
     return Muon(parts, lr=recipe.learning_rate, nesterov=True)
+
+
+def _for_muon(model: Model) -> set[nn.Parameter]:
+    kernels = {name: parameter for name, parameter in model.named_parameters() if _is_kernel(name, parameter)}
+    kernels.pop(next(name for name in kernels if name.startswith("backbone.")))
+    spared = (*model.last_layers, "*.offset")  # of deformable convolutions
+    return {
+        parameter
+        for name, parameter in kernels.items()
+        if not any(fnmatchcase(name.rpartition(".")[0], pattern) for pattern in spared)
+    }
 
 
 def _seed_of(seed: int, step: int, part: int, process: int) -> int:

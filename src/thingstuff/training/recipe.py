@@ -43,7 +43,7 @@ class Recipe:
     steps: int = 10_000
     batch_size: int = 4  # images a step and process
     accumulate: int = 1  # steps whose gradients are summed before the weights move
-    optimizer: str = "adamw"  # or "muon": kernels and matrices by Muon, all else by NAdamW
+    optimizer: str = "adamw"  # or "muon", for kernels and matrices within the network, with NAdamW for the rest
     learning_rate: float = 1e-3  # at REFERENCE_BATCH images; the run's own follows from the real batch
     backbone_rate: float = (
         1.0  # factor on it for the backbone; where that is trained already, Mask2Former and MaskFormer take 0.1
@@ -51,7 +51,7 @@ class Recipe:
     freeze_levels: int = 0  # first levels of the backbone that stay as they are; 1 (C2) as detectron2 and MMDetection have it
     final_learning_rate: float = 0.01  # share of it that the cosine ends at
     warmup: int = 300  # steps
-    weight_decay: float = 0.05  # of weights with two axes or more
+    weight_decay: float = 0.05  # of kernels and matrices
     clip_gradient: float = 5.0  # norm of all gradients together
     ema: float = 0.999  # decay of the averaged weights, which are the ones validated and kept
     precision: str = "no"  # "no", "bf16" or "fp16"
