@@ -9,7 +9,7 @@ second row is about the larger segments: those of fewer than N pixels in the net
 
 A run that was stopped goes on when the same command is given again; with more `--steps` a finished one goes on, too, and with
 other thresholds it is only measured again; another optimizer or learning rate needs another OUT. The device follows accelerate: a
-GPU where there is one. Several processes, started by `accelerate launch`, train together, each on `--batch-size` images a step.
+GPU where there is one. Several processes, started by `torchrun`, train together, each on `--batch-size` images a step.
 Seconds are those that training took in this call. The exit code is 1 where a model's PQ of all segments is not above `--wanted`.
 """
 
