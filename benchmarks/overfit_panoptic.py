@@ -9,7 +9,8 @@ second row is about the larger segments: those of fewer than N pixels in the net
 
 A run that was stopped goes on when the same command is given again; with more `--steps` a finished one goes on, too, and with
 other thresholds it is only measured again; another optimizer or learning rate needs another OUT. The device follows accelerate: a
-GPU where there is one. Several processes, started by `torchrun`, train together, each on `--batch-size` images a step.
+GPU where there is one. Several processes, started by `torchrun` (with ACCELERATE_USE_CPU=true for those of a CPU), train
+together, each on `--batch-size` images a step.
 Seconds are those that training took in this call. The exit code is 1 where a model's PQ of all segments is not above `--wanted`.
 """
 
@@ -23,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from thingstuff.data.folders import open_panoptic
 from thingstuff.data.panoptic import PanopticDataset
@@ -33,7 +33,7 @@ from thingstuff.evaluation.panoptic_quality import PanopticQuality
 from thingstuff.models.panoptic_fpn import Thresholds as MergeThresholds
 from thingstuff.segmenter import Segmenter, load
 from thingstuff.structures.panoptic import PanopticMap
-from thingstuff.training import Recipe, is_main_process, train
+from thingstuff.training import Recipe, is_main_process, processes, train
 
 LEARNING_RATES = {"panoptic-fpn": 2e-3, "mask2former": 1e-3}  # at 16 images a step, by the first words of a model's name
 
@@ -69,8 +69,8 @@ def main() -> int:
     data = chosen_images(options)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     side = f"{options.size} x {options.size} pixels" if options.square else f"short side {options.size} pixels"
-    processes = PartialState().num_processes
-    batches = f"batches of {options.batch_size}" + (f" in each of {processes} processes" if processes > 1 else "")
+    count = processes().num_processes
+    batches = f"batches of {options.batch_size}" + (f" in each of {count} processes" if count > 1 else "")
     images = f"{options.images} images, {side}, {batches}"
     lines = [
         f"{images}, {options.optimizer}, precision {options.precision}, {device}, torch {torch.__version__}",
@@ -87,7 +87,7 @@ def main() -> int:
         seconds = time.perf_counter() - started
         if not is_main_process():
             continue
-        segmenter = load(recipe.folder / "last.safetensors", device=str(PartialState().device))
+        segmenter = load(recipe.folder / "last.safetensors", device=str(processes().device))
         for least in sorted({1, options.least}):
             quality = measure(segmenter, data, options, least)
             whole, things, stuff = (quality[group] for group in ("All", "Things", "Stuff"))
@@ -114,7 +114,7 @@ def chosen_images(options: argparse.Namespace) -> PanopticDataset:
         if not file.with_suffix("").exists():
             file.with_suffix("").symlink_to((options.data / folder).resolve(), target_is_directory=True)
         file.write_text(json.dumps(content), encoding="utf-8")
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return open_panoptic(file, image_dir=options.photos)
 
 

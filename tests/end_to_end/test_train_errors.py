@@ -76,12 +76,24 @@ def test_training_without_accelerate_says_how_to_install_it(
     assert 'pip install "thingstuff[train]"' in capsys.readouterr().err
 
 
-def test_two_processes_train_one_run(shapes: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "thingstuff", "train", "--data", str(shapes), "--model", "mask-rcnn-tiny", "--out", str(tmp_path / "run")]
-    command += ["--steps", "2", "--batch-size", "1", "--pictures", "1", "--json"]
+def _in_two_processes(*command: str) -> "subprocess.CompletedProcess[str]":
+    """The end of `python COMMAND` in two processes that train together on a CPU."""
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run([*torchrun, *command], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_processes_know_each_other_before_training_begins(tmp_path: Path) -> None:
+    script = tmp_path / "ask.py"
+    script.write_text("from thingstuff.training import processes\nprint(f'{processes().num_processes} processes\\n', end='')")
+    done = _in_two_processes(str(script))
+    assert done.stdout.splitlines() == ["2 processes"] * 2, done.stderr
+
+
+def test_two_processes_train_one_run(shapes: Path, tmp_path: Path) -> None:
+    command = ["-m", "thingstuff", "train", "--data", str(shapes), "--model", "mask-rcnn-tiny", "--out", str(tmp_path / "run")]
+    command += ["--steps", "2", "--batch-size", "1", "--optimizer", "muon", "--pictures", "1", "--json"]
+    done = _in_two_processes(*command)
     assert done.returncode == 0, done.stderr
     assert "AP" in json.loads(done.stdout)["mask"]  # told once
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

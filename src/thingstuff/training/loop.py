@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast, gather_object, parse_flag_from_env
 from timm.optim.muon import Muon
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -237,9 +237,17 @@ def _without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(_enabled=before)
 
 
+def processes() -> PartialState:
+    """The processes that train together, as torchrun or accelerate started them: how many, which one this is, its device.
+
+    PartialState alone, where nothing has asked before it, takes processes of CPUs for runs of their own.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def is_main_process() -> bool:
     """Whether this process is the one of its run that writes and tells."""
-    return PartialState().is_main_process
+    return processes().is_main_process
 
 
 class _Losses(nn.Module):
