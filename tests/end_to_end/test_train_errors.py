@@ -76,7 +76,7 @@ def test_training_without_accelerate_says_how_to_install_it(
     assert 'pip install "thingstuff[train]"' in capsys.readouterr().err
 
 
-def _in_two_processes(*command: str) -> "subprocess.CompletedProcess[str]":
+def _in_two_processes(*command: str) -> subprocess.CompletedProcess[str]:
     """The end of `python COMMAND` in two processes that train together on a CPU."""
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

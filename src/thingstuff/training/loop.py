@@ -240,7 +240,7 @@ def _without_onednn() -> Iterator[None]:
 def processes() -> PartialState:
     """The processes that train together, as torchrun or accelerate started them: how many, which one this is, its device.
 
-    PartialState alone, where nothing has asked before it, takes processes of CPUs for runs of their own.
+    The flag must be given here: a PartialState made without it, before any Accelerator, counts one process on CPUs.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
